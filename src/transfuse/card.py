@@ -1,0 +1,88 @@
+"""The model card beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from . import __version__
+from .models import Models
+
+_BODY = """
+# {title}
+
+The fine-tune `{tuned}` of `{source}`, carried over to `{target}` with [transfuse](https://arxiv.org/abs/2505.22697)
+{version}, without training: method **{method}**, alpha {alpha}.
+
+| | |
+|---|---|
+| method | {method}: {summary} |
+| relation of the bases | {relation} |
+| mapped source against source | {equivalence} |
+| updates lost to rounding | {lost} |
+| tensors | {counts} |
+
+What was checked is that the maps keep the function of the old base. Whether the task came along has to be measured on
+data. All numbers are in `result.json`.
+"""
+
+
+def model_card(models: Models, result: Mapping[str, Any]) -> str:
+    """The README.md of an output, with the hub's metadata.
+
+    Args:
+        models: the three models; licence and language are taken over from target's and tuned's own cards.
+        result: what `result.json` holds.
+    """
+    assert models.tuned is not None
+    old = [_card_data(model.checkpoint.companions) for model in (models.target, models.tuned)]
+    kept = {key: next((c[key] for c in old if c.get(key)), None) for key in ("license", "license_name", "license_link", "language", "pipeline_tag")}
+    kept["pipeline_tag"] = old[1].get("pipeline_tag")
+    data = ModelCardData(
+        base_model=[name for name in (result["models"][r]["location"] for r in ("target", "tuned")) if _is_hub_id(name)] or None,
+        base_model_relation="finetune",
+        library_name=_library(models),
+        tags=["transfuse", "task-vector", f"transfuse-{result['method']}"],
+        **{key: value for key, value in kept.items() if value},
+    )
+    equivalence = result["equivalence"]
+    body = _BODY.format(
+        title=f"{Path(models.tuned.checkpoint.location).name} on {Path(models.target.checkpoint.location).name}",
+        version=__version__,
+        relation=result["relation"]["text"],
+        equivalence=_equivalence_text(equivalence),
+        lost=f"{result['lost_updates']:.2%}",
+        counts=", ".join(f"{count} {action}" for action, count in result["tensors"].items()),
+        alpha=result["alpha"],
+        method=result["method"],
+        summary=result["summary"],
+        **{role: result["models"][role]["location"] for role in ("source", "tuned", "target")},
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}", ignore_metadata_errors=True))
+
+
+def _equivalence_text(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "not checked"
+    if found["error"] is None:
+        return f"not checked: {found['reason']}"
+    note = f" ({found['reason']})" if found["reason"] else ""
+    return f"largest relative difference {found['error']:.1e} in {found['checked']}{note}"
+
+
+def _library(models: Models) -> str:
+    return {"transformers": "transformers", "open_clip": "open_clip", "timm": "timm"}.get(models.target.checkpoint.kind, "pytorch")
+
+
+def _is_hub_id(location: str) -> bool:
+    return location.count("/") == 1 and not location.startswith((".", "/", "~")) and not Path(location).exists()
+
+
+def _card_data(folder: Path | None) -> dict[str, Any]:
+    if folder is None or not (folder / "README.md").is_file():
+        return {}
+    text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    return ModelCard(text, ignore_metadata_errors=True).data.to_dict()

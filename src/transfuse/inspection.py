@@ -1,0 +1,106 @@
+"""`inspect`: what the models are, how they are related, and what a port would do, before anything is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from .layouts import find_family
+from .checkpoint import open_checkpoint
+from .match import MatchOptions, match_models, null_test
+from .methods import DEFAULT_METHOD, get_method
+from .models import ConfigLike, Model, ModelLike, Models, open_models
+from .plan import make_plan
+from .relation import delta_report, relation
+
+
+def inspect_models(
+    source: ModelLike,
+    tuned: ModelLike | None = None,
+    target: ModelLike | None = None,
+    *,
+    family: str | None = None,
+    config: ConfigLike = None,
+    method: str = DEFAULT_METHOD,
+    null_trials: int = 3,
+    progress: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Looks at one model, a base and its fine-tune, or all three.
+
+    Args:
+        source, tuned, target: old base, its fine-tune, new base.
+        family, config: see `match`.
+        method: what the null test matches with.
+        null_trials: shuffled targets; 0 leaves matching and the null test out.
+        progress: bars on stderr.
+        **options: fields of `MatchOptions`.
+
+    Returns:
+        What `transfuse inspect --json` prints.
+
+    Raises:
+        InputError: a model cannot be read, or they do not belong together.
+    """
+    known = find_family(open_checkpoint(source, config=config).config, open_checkpoint(source, config=config).kind, family)
+    row = get_method(method if known else "naive")
+    models = open_models(source, target or source, tuned, family=family, config=config, need_layout=False)
+    report: dict[str, Any] = {"family": models.layout.family or None, "towers": dict(models.layout.facts)}
+    shown = [models.source, *([models.tuned] if models.tuned else []), *([models.target] if target is not None else [])]
+    report["models"] = {model.role: describe(model, models) for model in shown}
+    report["spaces"] = {space.name: space.size for space in models.layout.with_ties().spaces.values()}
+    if models.tuned is not None:
+        report["delta"] = delta_report(models).as_dict()
+    if target is not None:
+        report["relation"] = _relation(models, row, MatchOptions(**options), null_trials, progress)
+    if models.tuned is not None and target is not None:
+        plan = make_plan(models)
+        report["plan"] = {action: [step.out or step.name for step in plan.of(action)] for action in plan.count()}
+    return report
+
+
+def describe(model: Model, models: Models) -> dict[str, Any]:
+    """One model: where, how large, of what dtype, what is tied."""
+    headers = model.checkpoint.headers
+    sizes = {name: _numel(info.shape) for name, info in headers.items()}
+    vocabulary = [
+        model.shape(name)[0] for name in model.floats() if "vocab" in {s.split(".")[-1] for s in _first_axis_spaces(models, name)}
+    ]
+    return {
+        "location": model.checkpoint.location,
+        "kind": model.checkpoint.kind,
+        "architectures": list(model.checkpoint.config.get("architectures") or ()),
+        "parameters": sum(sizes.values()),
+        "tensors": len(headers),
+        "files": len(model.checkpoint.shards),
+        "dtypes": dict(Counter(str(info.dtype).removeprefix("torch.") for info in headers.values())),
+        "vocabulary": vocabulary[0] if vocabulary else None,
+        "tied": {a: b for a, b in model.tied.items() if a not in model.disk and b in model.disk and _used(models, a)},
+    }
+
+
+def _relation(models: Models, row: Any, options: MatchOptions, trials: int, progress: bool) -> dict[str, Any]:
+    if row.group == "identity" or not trials:
+        return relation(models).as_dict()
+    maps = match_models(models, row, options, progress=progress)
+    null = null_test(models, maps, row, options, trials=trials, progress=progress)
+    return relation(models, maps, null).as_dict() | {"match": dict(maps.report)}
+
+
+def _first_axis_spaces(models: Models, name: str) -> set[str]:
+    dims = models.layout.params[name].dims
+    return {part.space for part in dims[0].parts if part.space} if dims else set()
+
+
+def _used(models: Models, name: str) -> bool:
+    """Whether a tied tensor's head is in any of the models at all (its siblings are on disk)."""
+    stem = name.split(".")[0]
+    everything = (*models.source.disk, *(models.tuned.disk if models.tuned else ()), *models.target.disk)
+    return any(other.startswith(f"{stem}.") for other in everything)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total

@@ -1,0 +1,65 @@
+"""timm VisionTransformer (ViT, DeiT, CLIP and SigLIP image towers): fused qkv, optional LayerScale, attention pool."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..layout import Family, Tie, Tower
+
+# Facts of timm's registry: its configs name the architecture, not the head count.
+_HEADS = (
+    (r"vit_giant_patch14(_reg\d)?_(dinov2|tipsv2)|vit_giant_patch16_radio", 24),
+    (r"vit_base_patch16_gap_224", 16),
+    (r"vit_base_patch\d+_plus", 14),
+    (r"(vit|deit)_tiny_(distilled_)?patch", 3),
+    (r"(vit|deit3?)_small_(distilled_)?patch", 6),
+    (r"(vit|deit3)_medium_patch", 8),
+    (r"(vit|deit3?)_base_(distilled_)?patch", 12),
+    (r"(vit|deit3)_(large|huge)_patch|vit_(so400m|giant|gigantic)_patch", 16),
+)
+
+
+def _registry_heads(config: Mapping[str, Any]) -> int | None:
+    named = str(config.get("architecture", ""))
+    return next((heads for pattern, heads in _HEADS if re.match(pattern, named)), None)
+
+
+TIMM_VIT = Family(
+    name="timm_vit",
+    model_types={},
+    towers=(
+        Tower(
+            heads=("model_args.num_heads", "num_heads", _registry_heads),
+            activation=("model_args.act_layer", "=gelu"),
+            table="""
+    cls_token                              _, _, stream.{first}
+    dist_token                             _, _, stream.{first}
+    reg_token                              _, _, stream.{first}
+    pos_embed                              _, _, stream.{first}
+    patch_embed.proj.*                     stream.{first} <- _, _, _
+    norm_pre.*                             stream.{first}
+    blocks.{l}.norm1.*                     stream.{in}
+    blocks.{l}.attn.qkv.*                  heads.{l}/qk.{l} | heads.{l}/qk.{l}* | heads.{l}/vo.{l} <- stream.{in}
+    blocks.{l}.attn.proj.*                 stream.{mid} <- heads.{l}/vo.{l}
+    blocks.{l}.ls1.gamma                   stream.{mid}
+    blocks.{l}.norm2.*                     stream.{mid}
+    blocks.{l}.mlp.fc1.*                   mlp.{l} <- stream.{mid}
+    blocks.{l}.mlp.fc2.*                   stream.{out} <- mlp.{l}
+    blocks.{l}.ls2.gamma                   stream.{out}
+    norm.*                                 stream.{last}
+    attn_pool.latent                       _, _, probe
+    attn_pool.q.*                          heads.pool/qk.pool <- probe
+    attn_pool.kv.*                         heads.pool/qk.pool* | heads.pool/vo.pool <- stream.{last}
+    attn_pool.proj.*                       features <- heads.pool/vo.pool
+    attn_pool.norm.*                       features
+    attn_pool.mlp.fc1.*                    mlp.pool <- features
+    attn_pool.mlp.fc2.*                    features <- mlp.pool
+    fc_norm.*                              features
+    head.*                                 _ <- features
+    head_dist.*                            _ <- features
+""",
+        ),
+    ),
+    ties=(Tie("features", "stream.{last}", unless="attn_pool.latent"),),
+    optional=(r"head(_dist)?\..*", r"fc_norm\..*"),
+)

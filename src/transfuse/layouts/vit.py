@@ -1,0 +1,82 @@
+"""ViT, DeiT and DINOv2 of transformers: pre-norm vision encoders."""
+
+from ..layout import Family, Tower
+
+_EMBEDDINGS = """
+    embeddings.cls_token                               _, _, stream.{first}
+    embeddings.position_embeddings                     _, _, stream.{first}
+    embeddings.patch_embeddings.projection.*           stream.{first} <- _, _, _
+"""
+
+_ATTENTION = """
+    encoder.layer.{l}.attention.attention.query.*      heads.{l}/qk.{l} <- stream.{in}
+    encoder.layer.{l}.attention.attention.key.*        heads.{l}/qk.{l}* <- stream.{in}
+    encoder.layer.{l}.attention.attention.value.*      heads.{l}/vo.{l} <- stream.{in}
+    encoder.layer.{l}.attention.output.dense.*         stream.{mid} <- heads.{l}/vo.{l}
+"""
+
+_VIT = (
+    _EMBEDDINGS
+    + _ATTENTION
+    + """
+    embeddings.mask_token                              _, _, stream.{first}
+    embeddings.distillation_token                      _, _, stream.{first}
+    encoder.layer.{l}.layernorm_before.*               stream.{in}
+    encoder.layer.{l}.layernorm_after.*                stream.{mid}
+    encoder.layer.{l}.intermediate.dense.*             mlp.{l} <- stream.{mid}
+    encoder.layer.{l}.output.dense.*                   stream.{out} <- mlp.{l}
+    layernorm.*                                        stream.{last}
+    pooler.dense.*                                     pooled <- stream.{last}
+    classifier.*                                       _ <- stream.{last}
+    cls_classifier.*                                   _ <- stream.{last}
+    distillation_classifier.*                          _ <- stream.{last}
+    decoder.0.*                                        _ <- stream.{last}, _, _
+"""
+)
+_OUTPUTS = {"last_hidden_state": "_, _, stream.{last}", "pooler_output": "_, pooled"}
+_HEADS = (r"pooler\..*", r".*classifier\..*", r"decoder\..*", r"embeddings\.mask_token")
+
+VIT = Family(
+    name="vit",
+    model_types={"vit": ""},
+    prefixes=("vit.",),
+    towers=(Tower(table=_VIT),),
+    outputs=_OUTPUTS,
+    optional=_HEADS,
+)
+
+DEIT = Family(
+    name="deit",
+    model_types={"deit": ""},
+    prefixes=("deit.",),
+    towers=(Tower(table=_VIT),),
+    outputs=_OUTPUTS,
+    optional=_HEADS,
+)
+
+DINOV2 = Family(
+    name="dinov2",
+    model_types={"dinov2": ""},
+    prefixes=("dinov2.",),
+    towers=(
+        Tower(
+            table=_EMBEDDINGS
+            + _ATTENTION
+            + """
+    embeddings.mask_token                              _, stream.{first}
+    encoder.layer.{l}.norm1.*                          stream.{in}
+    encoder.layer.{l}.layer_scale1.lambda1             stream.{mid}
+    encoder.layer.{l}.norm2.*                          stream.{mid}
+    encoder.layer.{l}.mlp.fc1.*                        mlp.{l} <- stream.{mid}
+    encoder.layer.{l}.mlp.fc2.*                        stream.{out} <- mlp.{l}
+    encoder.layer.{l}.mlp.weights_in.*                 mlp.{l} | mlp.{l} <- stream.{mid}
+    encoder.layer.{l}.mlp.weights_out.*                stream.{out} <- mlp.{l}
+    encoder.layer.{l}.layer_scale2.lambda1             stream.{out}
+    layernorm.*                                        stream.{last}
+    classifier.*                                       _ <- stream.{last} | stream.{last}
+""",
+        ),
+    ),
+    outputs={"last_hidden_state": "_, _, stream.{last}", "pooler_output": "_, stream.{last}"},
+    optional=_HEADS,
+)

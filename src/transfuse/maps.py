@@ -1,0 +1,339 @@
+"""The map algebra: what carries the units of one model onto the units of another.
+
+A map T sends a vector x of source units to a vector of target units. Maps compose with `@`, invert, and apply along
+any axis of a tensor. A permutation is an index gather, never a matrix; an identity never touches the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import InputError
+
+FORMAT_VERSION = 1
+
+
+class Map(ABC):
+    """A linear map between the units of a space of source and the same space of target."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Number of units."""
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether this map changes nothing."""
+        return False
+
+    @abstractmethod
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        """T applied along dimension `dim` of `x`, which is `size` long there; shape and dtype stay."""
+
+    @abstractmethod
+    def inverse(self) -> Map:
+        """The map back."""
+
+    def dual(self) -> Map:
+        """T^-T, what an input axis takes. The map itself for every orthogonal group."""
+        return self
+
+    @abstractmethod
+    def __matmul__(self, other: Map) -> Map:
+        """The map that applies `other` first, then this one."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file has to hold to rebuild this map, by part name."""
+
+    def matrix(self) -> Tensor:
+        """The dense (size, size) float64 matrix of this map; for tests and small cases."""
+        return self.apply(torch.eye(self.size, dtype=torch.float64), 0)
+
+
+@dataclass(frozen=True)
+class Identity(Map):
+    """The map that costs nothing."""
+
+    length: int
+    kind: ClassVar[str] = "identity"
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    @property
+    def is_identity(self) -> bool:
+        return True
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        return x
+
+    def inverse(self) -> Map:
+        return self
+
+    def __matmul__(self, other: Map) -> Map:
+        return other
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"size": torch.tensor([self.length])}
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation(Map):
+    """Target unit i is source unit `index[i]`."""
+
+    index: Tensor
+    kind: ClassVar[str] = "permutation"
+
+    @property
+    def size(self) -> int:
+        return len(self.index)
+
+    @property
+    def is_identity(self) -> bool:
+        return bool((self.index == torch.arange(self.size)).all())
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        return x if self.is_identity else x.index_select(dim, self.index.to(x.device))
+
+    def inverse(self) -> Permutation:
+        return Permutation(torch.argsort(self.index))
+
+    def __matmul__(self, other: Map) -> Map:
+        if isinstance(other, Identity):
+            return self
+        if isinstance(other, Permutation):
+            return Permutation(other.index[self.index])
+        return Dense(self.matrix()) @ other
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"index": self.index}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Map):
+    """Any invertible matrix, shape (size, size). Orthogonal ones are equal to their dual."""
+
+    weight: Tensor
+    kind: ClassVar[str] = "dense"
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[0]
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        return torch.tensordot(self.weight.to(x), x, dims=([1], [dim])).movedim(0, dim)
+
+    def inverse(self) -> Dense:
+        return Dense(torch.linalg.inv(self.weight))
+
+    def dual(self) -> Dense:
+        return Dense(torch.linalg.inv(self.weight).T.contiguous())
+
+    def __matmul__(self, other: Map) -> Map:
+        return self if isinstance(other, Identity) else Dense(self.weight @ other.matrix().to(self.weight))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+
+@dataclass(frozen=True, eq=False)
+class PerHead(Map):
+    """Heads move as a whole, and every head has a map of its own inside (Rinaldi et al. 2025, eq. 24).
+
+    Target head i is `inner[i]` applied to source head `heads.index[i]`.
+    """
+
+    heads: Permutation
+    inner: tuple[Map, ...]
+    kind: ClassVar[str] = "per-head"
+
+    @property
+    def size(self) -> int:
+        return sum(one.size for one in self.inner)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.heads.is_identity and all(one.is_identity for one in self.inner)
+
+    def flat(self) -> Permutation | None:
+        """This map as one permutation of all units, or None when an inner map is not one."""
+        width = self.inner[0].size
+        rows = []
+        for head, one in zip(self.heads.index.tolist(), self.inner, strict=True):
+            if isinstance(one, Identity):
+                rows.append(torch.arange(width) + head * width)
+            elif isinstance(one, Permutation):
+                rows.append(one.index + head * width)
+            else:
+                return None
+        return Permutation(torch.cat(rows))
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        if self.is_identity:
+            return x
+        if (flat := self.flat()) is not None:
+            return flat.apply(x, dim)
+        blocks = x.movedim(dim, 0).unflatten(0, (len(self.inner), -1))
+        moved = [one.apply(blocks[h], 0) for h, one in zip(self.heads.index.tolist(), self.inner, strict=True)]
+        return torch.stack(moved).flatten(0, 1).movedim(0, dim)
+
+    def inverse(self) -> PerHead:
+        back = self.heads.inverse()
+        return PerHead(back, tuple(self.inner[i].inverse() for i in back.index.tolist()))
+
+    def dual(self) -> PerHead:
+        return PerHead(self.heads, tuple(one.dual() for one in self.inner))
+
+    def __matmul__(self, other: Map) -> Map:
+        if isinstance(other, Identity):
+            return self
+        if not isinstance(other, PerHead):
+            return Dense(self.matrix()) @ other
+        mine = self.heads.index.tolist()
+        inner = tuple(one @ other.inner[h] for one, h in zip(self.inner, mine, strict=True))
+        return PerHead(Permutation(other.heads.index[self.heads.index]), inner)
+
+    def tensors(self) -> dict[str, Tensor]:
+        flat = self.flat()
+        if flat is None:
+            return {"heads": self.heads.index, "weight": torch.stack([one.matrix() for one in self.inner])}
+        width = self.inner[0].size
+        return {"heads": self.heads.index, "index": (flat.index % width).view(len(self.inner), width)}
+
+
+def map_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> Map:
+    """Rebuilds a map from what `Map.tensors` gave.
+
+    Raises:
+        InputError: an unknown kind, or indices that are no permutation.
+    """
+    if kind == Identity.kind:
+        return Identity(int(tensors["size"].item()))
+    if kind == Permutation.kind:
+        return _checked(tensors["index"])
+    if kind == Dense.kind:
+        return Dense(tensors["weight"])
+    if kind == PerHead.kind:
+        inner = tensors["index"] if "index" in tensors else tensors["weight"]
+        make = _checked if "index" in tensors else Dense
+        return PerHead(_checked(tensors["heads"]), tuple(make(one.clone()) for one in inner))
+    raise InputError(f"a map of kind {kind!r} is unknown to this version of transfuse")
+
+
+def _checked(index: Tensor) -> Permutation:
+    if index.dtype != torch.int64 or not torch.equal(index.sort().values, torch.arange(len(index))):
+        raise InputError("the indices of a map are no permutation: the maps file is damaged")
+    return Permutation(index)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One map for each space that moves, and where they came from. A space without a map stays as it is.
+
+    Attributes:
+        spaces: space name (as in the layout the maps were made for) -> map.
+        family, method: names of the layout family and of the method.
+        streams: "tied" (one residual stream) or "junction" (one at every residual sum).
+        tie_qkv: whether one inner map serves q, k and v of a head.
+        source, target: fingerprints of the two bases; maps are refused for others.
+        options: what the method was called with.
+        report: what matching had to say (objective by sweep, heads, layers, ...).
+    """
+
+    spaces: Mapping[str, Map]
+    family: str = ""
+    method: str = ""
+    streams: str = "tied"
+    tie_qkv: bool = False
+    source: str = ""
+    target: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, space: str) -> Map | None:
+        return self.spaces.get(space)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no unit moves."""
+        return all(one.is_identity for one in self.spaces.values())
+
+    def inverse(self) -> Maps:
+        """The maps from target back to source."""
+        spaces = {name: one.inverse() for name, one in self.spaces.items()}
+        return replace(self, spaces=spaces, source=self.target, target=self.source, report={})
+
+    def __matmul__(self, other: Maps) -> Maps:
+        """The maps that apply `other` (A to B) first, then these (B to C)."""
+        if (self.family, self.streams, self.tie_qkv) != (other.family, other.streams, other.tie_qkv):
+            raise InputError("only maps of one family and one form can be composed")
+        names = [*other.spaces, *(name for name in self.spaces if name not in other.spaces)]
+        spaces = {name: _compose(self[name], other[name]) for name in names}
+        return replace(self, spaces=spaces, source=other.source, report={})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the maps to one safetensors file with JSON metadata."""
+        tensors = {
+            f"{name}#{part}": t.clone().contiguous()  # maps that share heads share memory, which the format refuses
+            for name, one in self.spaces.items()
+            for part, t in one.tensors().items()
+        }
+        about = {key: getattr(self, key) for key in ("family", "method", "streams", "tie_qkv", "source", "target")}
+        about |= {"format_version": FORMAT_VERSION, "options": dict(self.options), "report": dict(self.report)}
+        about["kinds"] = {name: one.kind for name, one in self.spaces.items()}
+        partial = Path(f"{path}.partial")
+        try:
+            save_file(tensors, str(partial), metadata={"transfuse_maps": json.dumps(about, sort_keys=True)})
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"{path}: the maps could not be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Maps:
+        """Reads maps written by `save`.
+
+        Raises:
+            InputError: no such file, not a maps file, damaged, or written by a newer format.
+        """
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = json.loads((file.metadata() or {})["transfuse_maps"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: not a maps file of transfuse ({error})") from error
+        if about["format_version"] > FORMAT_VERSION:
+            raise InputError(f"{path}: written in maps format {about['format_version']}, newer than {FORMAT_VERSION}")
+        kinds = about.pop("kinds")
+        del about["format_version"]
+        return cls(spaces={name: _rebuild(path, name, kind, tensors) for name, kind in kinds.items()}, **about)
+
+
+def _rebuild(path: str | Path, name: str, kind: str, tensors: Mapping[str, Tensor]) -> Map:
+    mine = {key.split("#")[1]: t for key, t in tensors.items() if key.split("#")[0] == name}
+    try:
+        return map_from_tensors(kind, mine)
+    except (InputError, KeyError) as error:
+        raise InputError(f"{path}: space {name!r}: {error}") from error
+
+
+def _compose(after: Map | None, before: Map | None) -> Map:
+    if after is None or before is None:
+        found = after or before
+        assert found is not None
+        return found
+    return after @ before

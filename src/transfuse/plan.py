@@ -1,0 +1,147 @@
+"""What happens to each tensor of a port: added to, carried over, copied or dropped, and where it is written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint
+from .errors import InputError
+from .models import Model, Models
+from .writing import plan_like
+
+# What a carried head needs to be told about in the config.
+HEAD_KEYS = (
+    "architectures",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "finetuning_task",
+    "classifier_dropout",
+    "seq_classif_dropout",
+    "tie_word_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the output.
+
+    Attributes:
+        name: canonical name.
+        out: name in the output; "" when dropped.
+        action: "add" (target + alpha * moved delta), "carry" (tuned's own, moved), "copy" (target's) or "drop".
+    """
+
+    name: str
+    out: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, and the form of the output.
+
+    Attributes:
+        steps: one for each tensor of target or carried over.
+        as_tuned: whether a head came along, so that the output takes tuned's architecture and names.
+        dtype: of carried tensors: the commonest floating dtype of target.
+    """
+
+    steps: tuple[Step, ...]
+    as_tuned: bool
+    dtype: torch.dtype
+
+    def count(self) -> dict[str, int]:
+        """Number of tensors by action."""
+        return dict(Counter(step.action for step in self.steps))
+
+    def of(self, action: str) -> list[Step]:
+        """The steps with one action."""
+        return [step for step in self.steps if step.action == action]
+
+
+def make_plan(models: Models) -> Plan:
+    """Decides what happens to every tensor.
+
+    Raises:
+        InputError: nothing would be moved.
+    """
+    assert models.tuned is not None
+    actions = {name: _action(models, name) for name in [*models.target.disk, *models.tuned.disk]}
+    as_tuned = "carry" in actions.values() and models.family is not None
+    if as_tuned:
+        actions = {n: "drop" if _is_left_behind(models, n) and a == "copy" else a for n, a in actions.items()}
+    steps = tuple(Step(n, _out_name(models, n, as_tuned), a) for n, a in actions.items() if a != "skip")
+    if not any(step.action in ("add", "carry") for step in steps):
+        raise InputError(f"no tensor of {models.tuned.checkpoint.location} can be moved: there is nothing to port")
+    floats = Counter(models.target.dtype(name) for name in models.target.floats())
+    return Plan(steps, as_tuned, floats.most_common(1)[0][0])
+
+
+def _action(models: Models, name: str) -> str:
+    source, tuned, target = models.source, models.tuned, models.target
+    assert tuned is not None
+    if name in target.disk and not target.dtype(name).is_floating_point:
+        return "copy"
+    if name not in tuned:
+        return "copy"
+    if name in tuned.disk and not tuned.dtype(name).is_floating_point:
+        return "skip"
+    if name in tuned.tied and name not in target.disk and tuned.tied[name] in tuned.disk:
+        return "skip"  # it equals another tensor, which is written
+    shapes = {model.shape(name) if name in model else None for model in (source, tuned, target)}
+    return "add" if len(shapes) == 1 else "carry"
+
+
+def _is_left_behind(models: Models, name: str) -> bool:
+    """A head of target that tuned's architecture has no place for."""
+    assert models.tuned is not None
+    return name not in models.tuned and (models.is_head(name) or models.lacks_tower(models.tuned, name))
+
+
+def _out_name(models: Models, name: str, as_tuned: bool) -> str:
+    assert models.tuned is not None
+    first, second = (models.tuned, models.target) if as_tuned else (models.target, models.tuned)
+    return first.disk.get(name) or second.disk[name]
+
+
+def output_files(plan: Plan, target: Model) -> dict[str, list[str]]:
+    """Weight file -> names of the tensors in it, following target's shards."""
+    by_name = {step.name: step for step in plan.steps}
+    names = {}
+    for name, on_disk in target.disk.items():
+        step = by_name.get(name)
+        names[on_disk] = None if step is None or step.action == "drop" else step.out
+    extra = [step.out for step in plan.steps if step.name not in target.disk and step.action != "drop"]
+    return plan_like(target.checkpoint, names, extra)
+
+
+def output_config(plan: Plan, models: Models) -> tuple[str, dict[str, Any]]:
+    """(file name, content) of the output's config: target's own, with tuned's head when one was carried."""
+    assert models.tuned is not None
+    file, config = _raw_config(models.target.checkpoint)
+    if plan.as_tuned:
+        _, tuned = _raw_config(models.tuned.checkpoint)
+        config = {k: v for k, v in config.items() if k not in HEAD_KEYS} | {k: tuned[k] for k in HEAD_KEYS if k in tuned}
+    return file, config
+
+
+def _raw_config(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """The config as on disk, without what the caller added for this run."""
+    file = "open_clip_config.json" if checkpoint.kind == "open_clip" else "config.json"
+    path = checkpoint.companions / file if checkpoint.companions else None
+    if path is not None and path.exists():
+        return file, json.loads(path.read_text(encoding="utf-8"))
+    return file, {key: value for key, value in checkpoint.config.items() if key not in ("axes", "prefix")}
+
+
+def moved_names(plan: Plan) -> Mapping[str, Step]:
+    """Output name -> step, for everything that is written."""
+    return {step.out: step for step in plan.steps if step.action != "drop"}

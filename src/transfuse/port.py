@@ -1,0 +1,298 @@
+"""`port`: carry a fine-tune over, from three models to a checked and written fourth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__
+from .card import model_card
+from .errors import InputError, VerificationError
+from .layout import Layout
+from .maps import Maps
+from .match import MatchOptions, match_models, null_test
+from .methods import DEFAULT_METHOD, METHODS, Method, get_method
+from .modelling import Unavailable, load_transformers
+from .models import ConfigLike, ModelLike, Models, open_models
+from .plan import Plan, Step, make_plan, moved_names, output_config, output_files
+from .relation import DeltaReport, Relation, delta_report, relation
+from .transport import transport
+from .verify import Equivalence, check_equivalence
+from .writing import check_output, write_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PortResult:
+    """A port: its tensors, made when asked for, and everything there is to say about it.
+
+    Attributes:
+        report: what `result.json` holds.
+        maps: the maps that were used.
+        out: where it was written, if it was.
+    """
+
+    report: dict[str, Any]
+    maps: Maps
+    out: Path | None
+    _tensors: PortedTensors = field(repr=False)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the ported model, by its name in the output."""
+        return self._tensors.read(name)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors of the ported model, in memory."""
+        return {name: self.tensor(name) for name in self._tensors.steps}
+
+
+class PortedTensors:
+    """The tensors of the output: target + alpha * T(tuned - source) (Rinaldi et al. 2025, eq. 13), one at a time.
+
+    Attributes:
+        steps: name in the output -> what happens to it.
+        lost: (updates that rounding to the dtype of target swallowed, updates that are not zero), as far as read.
+    """
+
+    def __init__(self, models: Models, plan: Plan, layout: Layout, maps: Maps, alpha: float, noise_seed: int | None):
+        self.models, self.plan, self.layout, self.maps = models, plan, layout, maps
+        self.alpha, self.noise_seed = alpha, noise_seed
+        self.steps: Mapping[str, Step] = moved_names(plan)
+        self.lost: dict[str, tuple[int, int]] = {}
+
+    def read(self, out: str) -> Tensor:
+        """The tensor of that name in the output, in target's dtype."""
+        step = self.steps[out]
+        assert self.models.tuned is not None
+        if step.action == "copy":
+            return self.models.target.tensor(step.name)
+        if step.action == "carry":
+            return self.move(step.name, self.models.tuned.tensor(step.name)).to(self.plan.dtype)
+        old = self.models.target.tensor(step.name)
+        update = self.alpha * self.delta(step.name)
+        new = (old.to(update.dtype) + update).to(old.dtype)
+        nonzero = update != 0
+        self.lost[out] = (int((nonzero & (new == old)).sum()), int(nonzero.sum()))
+        return new
+
+    def delta(self, name: str) -> Tensor:
+        """The task vector of one tensor in the coordinates of target, float32 or float64."""
+        assert self.models.tuned is not None
+        tuned, source = self.models.tuned.tensor(name), self.models.source.tensor(name)
+        dtype = torch.float64 if torch.float64 in (tuned.dtype, source.dtype) else torch.float32
+        delta = tuned.to(dtype) - source.to(dtype)
+        if self.noise_seed is not None:
+            return _random_like(delta, name, self.noise_seed)
+        return self.move(name, delta)
+
+    def move(self, name: str, x: Tensor) -> Tensor:
+        """A tensor of source's coordinates in those of target."""
+        return transport(x, self.layout.params[name], self.maps.spaces)
+
+    @property
+    def lost_share(self) -> float:
+        """Share of the updates read so far that rounding swallowed."""
+        lost, updates = (sum(pair[i] for pair in self.lost.values()) for i in (0, 1))
+        return lost / updates if updates else 0.0
+
+
+def port(
+    source: ModelLike,
+    tuned: ModelLike,
+    target: ModelLike,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    method: str = DEFAULT_METHOD,
+    alpha: float = 1.0,
+    maps: Maps | str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    config: ConfigLike = None,
+    null_trials: int = 3,
+    verify: bool = True,
+    double: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> PortResult:
+    """Carries a fine-tune of `source` over to `target`.
+
+    Args:
+        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, or state dict.
+        out: folder to write; None keeps the result in memory (`PortResult.state_dict`).
+        method: a row of `transfuse.METHODS`.
+        alpha: scale of the task vector.
+        maps: maps (or their file) from an earlier `match` of the same two bases.
+        family, config: see `match`.
+        null_trials: shuffled targets in the null test; 0 leaves it out.
+        verify: run the mapped source against source, and load what was written.
+        double: do that in float64.
+        force: replace an existing output.
+        dry_run: stop after planning: nothing is matched or written.
+        progress: bars on stderr.
+        **options: fields of `MatchOptions`.
+
+    Returns:
+        PortResult. The same inputs, options and seed give the same bytes.
+
+    Raises:
+        InputError: an input cannot be used.
+        VerificationError: the mapped source is not source, or the output does not load; nothing is written.
+    """
+    row, chosen = get_method(method), MatchOptions(**options)
+    given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
+    if given is not None:
+        row = _method_of_maps(given)
+    place = None if out is None else Path(out)
+    if place is not None and not dry_run:
+        check_output(place, force=force)
+    models = open_models(source, target, tuned, family=family, config=config, need_layout=row.group != "identity")
+    plan, delta = make_plan(models), delta_report(models)
+    if dry_run:
+        return _dry(models, row, plan, delta, alpha)
+    found = _check_maps(models, given) if given is not None else match_models(models, row, chosen, progress=progress)
+    layout = models.layout.with_ties(streams=found.streams, tie_qkv=found.tie_qkv)
+    null = None
+    if null_trials and found.spaces:
+        null = null_test(models, found, row, chosen, trials=null_trials, progress=progress)
+    equivalence = check_equivalence(models.source, layout, found, seed=chosen.seed, double=double) if verify and found.spaces else None
+    if equivalence is not None and equivalence.passed is False:
+        raise VerificationError(
+            f"the mapped source differs from source by {equivalence.error:.1e} ({equivalence.checked}): the maps do not "
+            "keep the function, so nothing was written. Please report this with the model's config."
+        )
+    tensors = PortedTensors(models, plan, layout, found, alpha, chosen.seed if row.control else None)
+    report = _report(models, row, plan, delta, alpha, found, relation(models, found, null), equivalence)
+    result = PortResult(report, found, place, tensors)
+    if place is not None:
+        _write(result, place, models, plan, verify=verify, force=force, progress=progress)
+    return result
+
+
+def _write(result: PortResult, out: Path, models: Models, plan: Plan, *, verify: bool, force: bool, progress: bool) -> None:
+    tensors = result._tensors
+    file, config = output_config(plan, models)
+    bar = tqdm(total=len(tensors.steps), desc="writing", unit="tensor", disable=not progress)
+
+    def read(name: str) -> Tensor:
+        bar.update()
+        return tensors.read(name)
+
+    def finish(folder: Path) -> dict[str, str]:
+        result.report["lost_updates"] = tensors.lost_share
+        if verify and models.target.checkpoint.kind == "transformers":
+            result.report["loads"] = _check_loads(folder, config)
+        card = model_card(models, result.report)
+        return {"result.json": json.dumps(result.report, indent=2, sort_keys=True) + "\n", "README.md": card}
+
+    write_checkpoint(
+        out,
+        plan=output_files(plan, models.target),
+        read=read,
+        files={file: json.dumps(config, indent=2, sort_keys=True) + "\n"} if config else {},
+        copy_from=models.target.checkpoint.companions,
+        finish=finish,
+        force=force,
+    )
+    bar.close()
+
+
+def _check_loads(folder: Path, config: Mapping[str, Any]) -> str:
+    """Loads what was written in its real class; the name of that class.
+
+    Raises:
+        VerificationError: weights are missing.
+    """
+    from .checkpoint import open_checkpoint
+
+    written = open_checkpoint(folder)
+    try:
+        model, missing = load_transformers(config, {name: written.tensor(name) for name in written})
+    except Unavailable as error:
+        return f"not checked: {error}"
+    if missing:
+        raise VerificationError(f"the ported model does not load: {type(model).__name__} misses {sorted(missing)[:5]}")
+    return type(model).__name__
+
+
+def _method_of_maps(maps: Maps) -> Method:
+    if maps.method not in METHODS:
+        raise InputError(f"the maps were made by method {maps.method!r}, which this version does not know")
+    return METHODS[maps.method]
+
+
+def _check_maps(models: Models, maps: Maps) -> Maps:
+    """Refuses maps that were made for other bases."""
+    for model, wanted in ((models.source, maps.source), (models.target, maps.target)):
+        if wanted != model.checkpoint.fingerprint():
+            raise InputError(
+                f"the maps were made for another {model.role} than {model.checkpoint.location} (fingerprints differ): "
+                "match these two bases again"
+            )
+    if maps.family != models.layout.family:
+        raise InputError(f"the maps are of family {maps.family!r}, the models of {models.layout.family!r}")
+    return maps
+
+
+def _dry(models: Models, method: Method, plan: Plan, delta: DeltaReport, alpha: float) -> PortResult:
+    report = _about(models, method, plan, delta, alpha) | {"dry_run": True}
+    tensors = PortedTensors(models, plan, models.layout, Maps({}), alpha, None)
+    return PortResult(report, Maps({}), None, tensors)
+
+
+def _about(models: Models, method: Method, plan: Plan, delta: DeltaReport, alpha: float) -> dict[str, Any]:
+    opened = {m.role: m.checkpoint for m in (models.source, models.tuned, models.target) if m is not None}
+    return {
+        "transfuse": __version__,
+        "method": method.name,
+        "summary": method.summary,
+        "alpha": alpha,
+        "family": models.layout.family,
+        "facts": dict(models.layout.facts),
+        "models": {role: {"location": one.location, "fingerprint": one.fingerprint()} for role, one in opened.items()},
+        "tensors": plan.count(),
+        "carried": [step.out for step in plan.of("carry")],
+        "dropped": [step.name for step in plan.of("drop")],
+        "delta": delta.as_dict(),
+    }
+
+
+def _report(
+    models: Models,
+    method: Method,
+    plan: Plan,
+    delta: DeltaReport,
+    alpha: float,
+    maps: Maps,
+    related: Relation,
+    equivalence: Equivalence | None,
+) -> dict[str, Any]:
+    return _about(models, method, plan, delta, alpha) | {
+        "options": dict(maps.options),
+        "match": dict(maps.report),
+        "relation": related.as_dict(),
+        "equivalence": None if equivalence is None else equivalence.as_dict(),
+        "exportable": method.exportable,
+        "lost_updates": None,  # known once every tensor was written
+    }
+
+
+def _random_like(delta: Tensor, name: str, seed: int) -> Tensor:
+    """A Gaussian tensor of the same norm, from a generator of this tensor's own."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    noise = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(delta.dtype)
+    return noise * (delta.norm() / noise.norm().clamp_min(1e-30))
+
+

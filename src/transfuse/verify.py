@@ -1,0 +1,140 @@
+"""Checks of the result: does the mapped source compute what source does, and is anything lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .maps import Map, Maps
+from .modelling import Unavailable, build_runner, seeded_inputs
+from .models import Model
+from .reference import ReferenceConfig, forward, permuted_skips, random_state
+from .layouts import FAMILIES
+from .layout import bind
+from .transport import transport
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """How far the mapped source is from source.
+
+    Attributes:
+        checked: what was run ("BertModel", "reference transformer"), or "" when nothing could be.
+        error: largest absolute difference over all outputs, divided by their largest absolute value.
+        outputs: the outputs compared.
+        dtype: in which precision.
+        exportable: whether the mapped source is an ordinary checkpoint.
+        passed: error below the tolerance of the dtype; None when nothing could be run.
+        reason: why nothing could be run, or what was run instead.
+    """
+
+    checked: str
+    error: float | None
+    outputs: tuple[str, ...]
+    dtype: str
+    exportable: bool
+    passed: bool | None
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For result.json."""
+        return asdict(self)
+
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def map_state(model: Model, layout: Layout, maps: Mapping[str, Map], dtype: torch.dtype) -> dict[str, Tensor]:
+    """All tensors of a model carried by maps, under their on-disk names; integer buffers stay."""
+    state = {}
+    for name, on_disk in model.disk.items():
+        tensor = model.checkpoint.tensor(on_disk)
+        if tensor.is_floating_point():
+            tensor = transport(tensor.to(dtype), layout.params[name], maps)
+        state[on_disk] = tensor.contiguous()
+    return state
+
+
+def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0, double: bool = False) -> Equivalence:
+    """Runs π(model) against the model on seeded inputs, in the real class.
+
+    Args:
+        layout: in the form of the maps.
+        double: compute in float64 (exactness to 1e-9) instead of float32.
+    """
+    if maps.streams != "tied":
+        return check_reference(maps, layout, seed=seed)
+    dtype = torch.float64 if double else torch.float32
+    config, kind = model.checkpoint.config, model.checkpoint.kind
+    prefix = next(iter(model.disk.values())).partition("layers.0.")[0] if layout.family == "torch_encoder" else ""
+    if layout.family == "torch_encoder":
+        config = {**config, "model_type": "torch_encoder", "d_model": layout.spaces["stream"].size}
+        prefix = _prefix(model)
+    try:
+        plain, moved = (map_state(model, layout, one, dtype) for one in ({}, maps.spaces))
+        inputs = seeded_inputs(kind, config, seed, dtype)
+        expected = build_runner(kind, config, plain, prefix)(inputs)
+        inputs = {name: transport(x, layout.outputs["output"], maps.spaces) if name == "src" else x for name, x in inputs.items()}
+        found = build_runner(kind, config, moved, prefix)(inputs)
+    except Unavailable as error:
+        return Equivalence("", None, (), str(dtype), True, None, str(error))
+    back = maps.inverse().spaces
+    axes = layout.outputs
+    restored = {name: transport(x, axes[name], back) if name in axes else x for name, x in found.items()}
+    error = relative_error(expected, restored)
+    label = (config.get("architectures") or [config.get("architecture") or kind])[0]
+    return Equivalence(label, error, tuple(expected), str(dtype), True, error < TOLERANCES[dtype])
+
+
+def check_reference(maps: Maps, layout: Layout, *, seed: int = 0) -> Equivalence:
+    """Per-junction maps, on the reference transformer with random weights and permuted skips, in float64."""
+    facts = next(iter(layout.facts.values()))
+    tower = "" if "" in layout.facts else f"{next(iter(layout.facts))}."
+    spaces = {name.removeprefix(tower): one for name, one in maps.spaces.items() if name.startswith(tower)}
+    hidden = max((m.size for n, m in spaces.items() if n.startswith("mlp.0")), default=8)
+    config = ReferenceConfig(
+        width=spaces["stream.0"].size,
+        num_heads=facts["heads"],
+        hidden=hidden,
+        layers=facts["layers"],
+        norm_first=facts["norm"] == "pre",
+    )
+    error = reference_error(config, replace(maps, spaces=_within_reference(spaces)), seed)
+    reason = "needs permuted skips, which no stock model has: checked on the reference transformer of the same shape"
+    return Equivalence("reference transformer", error, ("logits",), "torch.float64", False, error < 1e-9, reason)
+
+
+def reference_error(config: ReferenceConfig, maps: Maps, seed: int = 0) -> float:
+    """Largest relative difference between a random reference transformer and its mapped self, skips permuted."""
+    generator = torch.Generator().manual_seed(seed)
+    state = random_state(config, generator)
+    ids = torch.randint(0, config.vocab, (4, config.tokens), generator=generator)
+    shapes = {name: tuple(t.shape) for name, t in state.items()}
+    layout = bind(FAMILIES["reference"], shapes, config.as_dict()).with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
+    moved = {name: transport(t, layout.params[name], maps.spaces) for name, t in state.items()}
+    skips = permuted_skips(maps.spaces, 2 * config.layers) if maps.streams == "junction" else {}
+    expected, found = forward(config, state, ids), forward(config, moved, ids, skips)
+    return relative_error({"logits": expected}, {"logits": found})
+
+
+def relative_error(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+    """Largest difference over the largest value, over all outputs of both."""
+    worst = 0.0
+    for name, one in expected.items():
+        scale = float(one.abs().max()) or 1.0
+        worst = max(worst, float((one - found[name]).abs().max()) / scale)
+    return worst
+
+
+def _within_reference(spaces: Mapping[str, Map]) -> dict[str, Map]:
+    return {name: one for name, one in spaces.items() if name.split("/")[0].split(".")[0] in ("stream", "heads", "mlp") and ".pool" not in name}
+
+
+def _prefix(model: Model) -> str:
+    anchor = "layers.0.self_attn.in_proj_weight"
+    return model.disk[anchor].removesuffix(anchor)
