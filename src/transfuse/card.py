@@ -39,10 +39,14 @@ def model_card(models: Models, result: Mapping[str, Any]) -> str:
     """
     assert models.tuned is not None
     old = [_card_data(model.checkpoint.companions) for model in (models.target, models.tuned)]
-    kept = {key: next((c[key] for c in old if c.get(key)), None) for key in ("license", "license_name", "license_link", "language", "pipeline_tag")}
+    kept = {
+        key: next((c[key] for c in old if c.get(key)), None)
+        for key in ("license", "license_name", "license_link", "language", "pipeline_tag")
+    }
     kept["pipeline_tag"] = old[1].get("pipeline_tag")
     data = ModelCardData(
-        base_model=[name for name in (result["models"][r]["location"] for r in ("target", "tuned")) if _is_hub_id(name)] or None,
+        base_model=[name for name in (result["models"][r]["location"] for r in ("target", "tuned")) if _is_hub_id(name)]
+        or None,
         base_model_relation="finetune",
         library_name=_library(models),
         tags=["transfuse", "task-vector", f"transfuse-{result['method']}"],
@@ -74,7 +78,9 @@ def _equivalence_text(found: Mapping[str, Any] | None) -> str:
 
 
 def _library(models: Models) -> str:
-    return {"transformers": "transformers", "open_clip": "open_clip", "timm": "timm"}.get(models.target.checkpoint.kind, "pytorch")
+    return {"transformers": "transformers", "open_clip": "open_clip", "timm": "timm"}.get(
+        models.target.checkpoint.kind, "pytorch"
+    )
 
 
 def _is_hub_id(location: str) -> bool:

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,10 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """blake2b (64 hex digits) over name, dtype, shape and bytes of every tensor; the same however sharded."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.blake2b(digest_size=32)
         for name in sorted(self.headers):
             info = self.headers[name]

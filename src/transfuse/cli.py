@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -60,7 +61,9 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _common = _options(
     click.option("--family", metavar="NAME", help="Layout family, if the config does not say it."),
-    click.option("--config", metavar="JSON|FILE", help="Added to the models' configs (head counts, axes of extra tensors)."),
+    click.option(
+        "--config", metavar="JSON|FILE", help="Added to the models' configs (head counts, axes of extra tensors)."
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="No progress, no messages."),
     click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
@@ -71,7 +74,9 @@ _matching = _options(
     click.option("--seed", default=0, show_default=True, help="Of restarts, the null test and the random control."),
     click.option("--restarts", default=0, show_default=True, help="Further climbs in random order; the best is taken."),
     click.option("--max-sweeps", default=100, show_default=True),
-    click.option("--tie-qkv/--split-qkv", default=None, help="One inner map for q, k, v of a head; default: the method's."),
+    click.option(
+        "--tie-qkv/--split-qkv", default=None, help="One inner map for q, k, v of a head; default: the method's."
+    ),
     click.option("--spectra-output", is_flag=True, help="Head spectra include the output projection (authors' code)."),
     click.option("--device", default="cpu", show_default=True, help="Where products are computed."),
     click.option("--null-trials", default=3, show_default=True, help="Shuffled targets in the null test; 0: none."),
@@ -135,7 +140,11 @@ def match(source: str, target: str, out: Path, force: bool, null_trials: int, **
     )
     chosen = MatchOptions(**rest)
     maps = match_models(models, row, chosen, progress=progress)
-    null = null_test(models, maps, row, chosen, trials=null_trials, progress=progress) if null_trials and maps.spaces else None
+    null = (
+        null_test(models, maps, row, chosen, trials=null_trials, progress=progress)
+        if null_trials and maps.spaces
+        else None
+    )
     maps.save(out)
     report = {"out": str(out), "method": row.name, **maps.report, "relation": relation(models, maps, null).as_dict()}
     _print(report, as_json, _match_text)
@@ -262,7 +271,9 @@ def _print(report: Mapping[str, Any], as_json: bool, as_text: Callable[[Mapping[
 def _inspect_text(report: Mapping[str, Any]) -> str:
     lines = [f"family     {report['family'] or 'unknown (only naive and random can port it)'}"]
     for tower, facts in report["towers"].items():
-        said = ", ".join(f"{value} {key}" if isinstance(value, int) else f"{key} {value}" for key, value in facts.items())
+        said = ", ".join(
+            f"{value} {key}" if isinstance(value, int) else f"{key} {value}" for key, value in facts.items()
+        )
         lines.append(f"{tower or 'model':<10} {said}")
     for role, about in report["models"].items():
         lines.append(
@@ -287,18 +298,22 @@ def _delta_lines(delta: Mapping[str, Any]) -> list[str]:
         "large": "WARNING: a very large change for a fine-tune; is source really its base?",
         "unrelated": "WARNING: larger than the weights themselves: source is not the base of tuned",
     }[delta["verdict"]]
-    parts = ", ".join(f"{part} {value:.3f}" for part, value in delta["parts"].items())
+    shares = {part: "new" if value is None else f"{value:.3f}" for part, value in delta["parts"].items()}
+    parts = ", ".join(f"{part} {share}" for part, share in shares.items())
     return [f"delta      {delta['relative_norm']:.4f} of the weights' norm: {said}", f"           {parts}"]
 
 
 def _relation_lines(found: Mapping[str, Any]) -> list[str]:
-    lines = [f"relation   {found['verdict']}: {found['text']}", f"           cosine of the weights as they are {found['cosine']:.4f}"]
+    lines = [
+        f"relation   {found['verdict']}: {found['text']}",
+        f"           cosine of the weights as they are {found['cosine']:.4f}",
+    ]
     if found["null"]:
         null = found["null"]
-        reached = sum(null["null"]) / len(null["null"])
+        entries, orders = (sum(null[key]) / len(null[key]) for key in ("entries", "orders"))
         lines.append(
-            f"           after matching {null['matched']:.4f}, against shuffled targets {reached:.4f} "
-            f"(ratio {null['ratio']:.2f}, z {null['z']:.1f})"
+            f"           after matching {null['matched']:.4f}; against shuffled entries {entries:.4f}, shuffled rows "
+            f"and columns {orders:.4f} (ratio {null['ratio']:.2f}, z {null['z']:.1f})"
         )
     return lines
 
@@ -338,11 +353,15 @@ def _equivalence_text(found: Mapping[str, Any]) -> str:
         return f"verified   not run: {found['reason']}"
     word = "ok" if found["passed"] else "FAILED"
     note = f"; {found['reason']}" if found["reason"] else ""
-    return f"verified   {word}: mapped source differs by {found['error']:.1e} in {found['checked']} ({found['dtype']}){note}"
+    where = f"{found['checked']} ({found['dtype']})"
+    return f"verified   {word}: mapped source differs by {found['error']:.1e} in {where}{note}"
 
 
 def _methods_text(rows: Mapping[str, Any]) -> str:
-    lines = [f"{'method':<12} {'evidence':<9} {'group':<12} {'heads':<14} {'streams':<9} {'function':<8} {'exportable':<10} paper"]
+    lines = [
+        f"{'method':<12} {'evidence':<9} {'group':<12} {'heads':<14} {'streams':<9} {'function':<8} "
+        f"{'exportable':<10} paper"
+    ]
     for name, row in rows.items():
         kept = "exact" if row["exact"] else "approx."
         lines.append(
@@ -354,4 +373,6 @@ def _methods_text(rows: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of the console script."""
+    # As Ctrl-C, so that half-written outputs are cleaned away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -120,7 +120,7 @@ class WeightEvidence:
         return target, source
 
     def _blocks(self, name: str, axes: Axes, space: str, *, output: bool) -> list[list[Tensor]]:
-        heads = self.layout.spaces[space].heads
+        heads = self.layout.spaces[space].heads or 1
         found = []
         for dim, axis in enumerate(axes.dims or ()):
             if dim in axes.inputs and not output:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from .layouts import find_family
 from .checkpoint import open_checkpoint
+from .layouts import find_family
 from .match import MatchOptions, match_models, null_test
 from .methods import DEFAULT_METHOD, get_method
 from .models import ConfigLike, Model, ModelLike, Models, open_models
@@ -42,7 +42,9 @@ def inspect_models(
     Raises:
         InputError: a model cannot be read, or they do not belong together.
     """
-    known = find_family(open_checkpoint(source, config=config).config, open_checkpoint(source, config=config).kind, family)
+    known = find_family(
+        open_checkpoint(source, config=config).config, open_checkpoint(source, config=config).kind, family
+    )
     row = get_method(method if known else "naive")
     models = open_models(source, target or source, tuned, family=family, config=config, need_layout=False)
     report: dict[str, Any] = {"family": models.layout.family or None, "towers": dict(models.layout.facts)}
@@ -64,7 +66,9 @@ def describe(model: Model, models: Models) -> dict[str, Any]:
     headers = model.checkpoint.headers
     sizes = {name: _numel(info.shape) for name, info in headers.items()}
     vocabulary = [
-        model.shape(name)[0] for name in model.floats() if "vocab" in {s.split(".")[-1] for s in _first_axis_spaces(models, name)}
+        model.shape(name)[0]
+        for name in model.floats()
+        if "vocab" in {s.split(".")[-1] for s in _first_axis_spaces(models, name)}
     ]
     return {
         "location": model.checkpoint.location,

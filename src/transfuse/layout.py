@@ -264,7 +264,9 @@ class _Binder:
             params=params,
             spaces={name: self.space(name, facts) for name in sorted(self.sizes, key=forward_position)},
             skips=tuple(
-                (f"{tower}stream.{j}", f"{tower}stream.{j + 1}") for tower, n in self.depths.items() for j in range(2 * n)
+                (f"{tower}stream.{j}", f"{tower}stream.{j + 1}")
+                for tower, n in self.depths.items()
+                for j in range(2 * n)
             ),
             outputs=self.outputs(),
             tied=self.family.tied,
@@ -304,7 +306,9 @@ class _Binder:
         for tower, depth in self.depths.items():
             missing = [layer for layer in range(depth) if (tower, layer) not in seen]
             if missing:
-                raise InputError(f"layer {missing[0]} has no tensors although layer {depth - 1} has: a shard is missing?")
+                raise InputError(
+                    f"layer {missing[0]} has no tensors although layer {depth - 1} has: a shard is missing?"
+                )
 
     def axes(self, name: str, found: _Matched) -> Axes:
         """The concrete axes of one tensor, rank checked."""
@@ -333,7 +337,7 @@ class _Binder:
             keys = [key for key in tower.heads if isinstance(key, str)]
             raise InputError(
                 f"the config does not say how many attention heads there are (looked for {', '.join(keys)}); "
-                f'give it, e.g. --config \'{{"{keys[-1]}": 12}}\''
+                f"give it, e.g. --config '{{\"{keys[-1]}\": 12}}'"
             )
         return {
             "layers": self.depths[tower.name],
@@ -350,13 +354,17 @@ class _Binder:
             for name, axes in params.items():
                 self.learn_sizes(name, axes)
             if len(self.sizes) == before:
-                raise InputError(f"the sizes of {sorted(open_spaces)} do not follow from the shapes: tensors are missing")
+                raise InputError(
+                    f"the sizes of {sorted(open_spaces)} do not follow from the shapes: tensors are missing"
+                )
         for name, axes in params.items():
             self.check_sizes(name, axes)
         for space, size in self.sizes.items():
             heads = _heads_of(space, facts)
             if heads and size % heads:
-                raise InputError(f"{size} units of {space!r} do not divide into {heads} heads: wrong head count in config?")
+                raise InputError(
+                    f"{size} units of {space!r} do not divide into {heads} heads: wrong head count in config?"
+                )
 
     def learn_sizes(self, name: str, axes: Axes) -> None:
         for axis, length in zip(axes.dims or (), self.shapes[name], strict=axes.dims is not None):

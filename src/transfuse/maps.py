@@ -7,6 +7,7 @@ any axis of a tensor. A permutation is an index gather, never a matrix; an ident
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,7 @@ class Dense(Map):
         return self.weight.shape[0]
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
-        return torch.tensordot(self.weight.to(x), x, dims=([1], [dim])).movedim(0, dim)
+        return (self.weight.to(x) @ x.movedim(dim, -2)).movedim(-2, dim) if x.ndim > 1 else self.weight.to(x) @ x
 
     def inverse(self) -> Dense:
         return Dense(torch.linalg.inv(self.weight))
@@ -219,25 +220,51 @@ def map_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> Map:
     """Rebuilds a map from what `Map.tensors` gave.
 
     Raises:
-        InputError: an unknown kind, or indices that are no permutation.
+        InputError: an unknown kind, a tensor that is missing or of the wrong form, indices that are no permutation, a
+            matrix without an inverse.
     """
     if kind == Identity.kind:
-        return Identity(int(tensors["size"].item()))
+        return Identity(_checked_size(_part(tensors, "size")))
     if kind == Permutation.kind:
-        return _checked(tensors["index"])
+        return _checked_index(_part(tensors, "index"))
     if kind == Dense.kind:
-        return Dense(tensors["weight"])
+        return _checked_dense(_part(tensors, "weight"))
     if kind == PerHead.kind:
-        inner = tensors["index"] if "index" in tensors else tensors["weight"]
-        make = _checked if "index" in tensors else Dense
-        return PerHead(_checked(tensors["heads"]), tuple(make(one.clone()) for one in inner))
+        heads = _checked_index(_part(tensors, "heads"))
+        inner = tensors["index"] if "index" in tensors else _part(tensors, "weight")
+        if inner.dim() < 2 or len(inner) != heads.size:
+            raise InputError(f"{heads.size} heads have an inner map of shape {tuple(inner.shape)}: {_DAMAGED}")
+        make = _checked_index if "index" in tensors else _checked_dense
+        return PerHead(heads, tuple(make(one.clone()) for one in inner))
     raise InputError(f"a map of kind {kind!r} is unknown to this version of transfuse")
 
 
-def _checked(index: Tensor) -> Permutation:
-    if index.dtype != torch.int64 or not torch.equal(index.sort().values, torch.arange(len(index))):
-        raise InputError("the indices of a map are no permutation: the maps file is damaged")
+_DAMAGED = "the maps file is damaged"
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise InputError(f"the part {name!r} of a map is missing: {_DAMAGED}")
+    return tensors[name]
+
+
+def _checked_size(size: Tensor) -> int:
+    if size.dtype != torch.int64 or size.shape != (1,) or size.item() < 0:
+        raise InputError(f"the size of a map is not one whole number: {_DAMAGED}")
+    return int(size.item())
+
+
+def _checked_index(index: Tensor) -> Permutation:
+    if index.dtype != torch.int64 or index.dim() != 1 or not torch.equal(index.sort().values, torch.arange(len(index))):
+        raise InputError(f"the indices of a map are no permutation: {_DAMAGED}")
     return Permutation(index)
+
+
+def _checked_dense(weight: Tensor) -> Dense:
+    square = weight.is_floating_point() and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
+    if not square or not torch.isfinite(weight).all() or torch.linalg.matrix_rank(weight.double()) < len(weight):
+        raise InputError(f"the matrix of a map has no inverse: {_DAMAGED}")
+    return Dense(weight)
 
 
 @dataclass(frozen=True)
@@ -285,7 +312,7 @@ class Maps:
         spaces = {name: _compose(self[name], other[name]) for name in names}
         return replace(self, spaces=spaces, source=other.source, report={})
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the maps to one safetensors file with JSON metadata."""
         tensors = {
             f"{name}#{part}": t.clone().contiguous()  # maps that share heads share memory, which the format refuses
@@ -304,7 +331,7 @@ class Maps:
             raise InputError(f"{path}: the maps could not be written: {error}") from error
 
     @classmethod
-    def load(cls, path: str | Path) -> Maps:
+    def load(cls, path: str | os.PathLike[str]) -> Maps:
         """Reads maps written by `save`.
 
         Raises:
@@ -314,20 +341,48 @@ class Maps:
             with safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {})["transfuse_maps"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a maps file of transfuse ({error})") from error
-        if about["format_version"] > FORMAT_VERSION:
-            raise InputError(f"{path}: written in maps format {about['format_version']}, newer than {FORMAT_VERSION}")
-        kinds = about.pop("kinds")
+        kinds = _checked_about(path, about).pop("kinds")
         del about["format_version"]
         return cls(spaces={name: _rebuild(path, name, kind, tensors) for name, kind in kinds.items()}, **about)
 
 
-def _rebuild(path: str | Path, name: str, kind: str, tensors: Mapping[str, Tensor]) -> Map:
-    mine = {key.split("#")[1]: t for key, t in tensors.items() if key.split("#")[0] == name}
+_ABOUT: dict[str, type] = {
+    "family": str,
+    "method": str,
+    "streams": str,
+    "tie_qkv": bool,
+    "source": str,
+    "target": str,
+    "options": dict,
+    "report": dict,
+    "kinds": dict,
+}
+
+
+def _checked_about(path: str | os.PathLike[str], about: Any) -> dict[str, Any]:
+    """The metadata of a maps file, every key there and of its type."""
+    version = about.get("format_version") if isinstance(about, dict) else None
+    if not isinstance(version, int):
+        raise InputError(f"{path}: its metadata has no format version: {_DAMAGED}")
+    if version > FORMAT_VERSION:
+        raise InputError(f"{path}: written in maps format {version}, newer than {FORMAT_VERSION}: update transfuse")
+    for key, kind in _ABOUT.items():
+        if not isinstance(about.get(key), kind):
+            raise InputError(f"{path}: {key!r} in its metadata is not {kind.__name__}: {_DAMAGED}")
+    if unknown := sorted(about.keys() - _ABOUT.keys() - {"format_version"}):
+        raise InputError(f"{path}: its metadata has unknown keys {unknown}: {_DAMAGED}")
+    if about["streams"] not in ("tied", "junction"):
+        raise InputError(f"{path}: 'streams' is {about['streams']!r}, neither 'tied' nor 'junction': {_DAMAGED}")
+    return about
+
+
+def _rebuild(path: str | os.PathLike[str], name: str, kind: Any, tensors: Mapping[str, Tensor]) -> Map:
+    parts = (key.rpartition("#") for key in tensors)
     try:
-        return map_from_tensors(kind, mine)
-    except (InputError, KeyError) as error:
+        return map_from_tensors(kind, {part: tensors[f"{name}#{part}"] for space, _, part in parts if space == name})
+    except InputError as error:
         raise InputError(f"{path}: space {name!r}: {error}") from error
 
 

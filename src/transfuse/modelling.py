@@ -73,17 +73,31 @@ def seeded_inputs(kind: str, config: Mapping[str, Any], seed: int, dtype: torch.
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
     def ids(about: Mapping[str, Any]) -> Tensor:
-        length = min(12, int(about.get("max_position_embeddings", about.get("context_length", about.get("tokens", 16)))) - 2)
+        length = min(
+            12, int(about.get("max_position_embeddings", about.get("context_length", about.get("tokens", 16)))) - 2
+        )
         vocab = int(about.get("vocab_size", about.get("vocab", 49408)))
         return torch.randint(2, vocab, (2, length), generator=generator)
 
     model_type = str(config.get("model_type"))
     if kind == "open_clip":
         about = config["model_cfg"]
-        text = torch.randint(2, about["text_cfg"].get("vocab_size", 49408), (2, about["text_cfg"].get("context_length", 77)), generator=generator)
+        text = torch.randint(
+            2,
+            about["text_cfg"].get("vocab_size", 49408),
+            (2, about["text_cfg"].get("context_length", 77)),
+            generator=generator,
+        )
         return {"image": pixels(about["vision_cfg"]), "text": text}
     if kind == "timm":
-        return {"x": pixels({"image_size": _timm_image_size(config), "num_channels": config.get("model_args", {}).get("in_chans", 3)})}
+        return {
+            "x": pixels(
+                {
+                    "image_size": _timm_image_size(config),
+                    "num_channels": config.get("model_args", {}).get("in_chans", 3),
+                }
+            )
+        }
     if model_type == "transfuse_reference":
         return {"ids": torch.randint(0, config["vocab"], (4, config["tokens"]), generator=generator)}
     if model_type in ("None", "torch_encoder"):
@@ -144,7 +158,9 @@ def _reference_runner(config: Mapping[str, Any], state: State) -> Runner:
 
 
 def _torch_encoder(config: Mapping[str, Any], state: State, prefix: str) -> nn.Module:
-    layers = {name.removeprefix(f"{prefix}layers.").split(".")[0] for name in state if name.startswith(f"{prefix}layers.")}
+    layers = {
+        name.removeprefix(f"{prefix}layers.").split(".")[0] for name in state if name.startswith(f"{prefix}layers.")
+    }
     hidden, width = state[f"{prefix}layers.0.linear1.weight"].shape
     layer = nn.TransformerEncoderLayer(
         d_model=width,

@@ -85,7 +85,9 @@ class Models:
 
     def shared(self) -> list[str]:
         """Floating-point tensors that both bases have in the same shape: the evidence."""
-        both = [n for n in self.source.floats() if n in self.target.disk and self.source.shape(n) == self.target.shape(n)]
+        both = [
+            n for n in self.source.floats() if n in self.target.disk and self.source.shape(n) == self.target.shape(n)
+        ]
         return [n for n in both if n not in self.source.tied or self.source.tied[n] not in self.source.disk]
 
 
@@ -128,10 +130,14 @@ def _common_family(opened: Mapping[str, Checkpoint], name: str | None, need: boo
     missing = [role for role in opened if role not in known]
     if missing and (need or known):
         role = missing[0]
-        what = opened[role].config.get("model_type") or opened[role].config.get("architecture") or "no model_type in its config"
+        what = (
+            opened[role].config.get("model_type")
+            or opened[role].config.get("architecture")
+            or "no model_type in its config"
+        )
         raise InputError(
-            f"{role} {opened[role].location}: no layout is known for it ({what}). Known families: {', '.join(FAMILIES)}; "
-            "name one with --family and --config, or use --method naive, which needs none."
+            f"{role} {opened[role].location}: no layout is known for it ({what}). Known families: "
+            f"{', '.join(FAMILIES)}; name one with --family and --config, or use --method naive, which needs none."
         )
     return next(iter(known.values()), None)
 
@@ -209,8 +215,8 @@ def _check_shape(models: Models, one: Model, other: Model, name: str) -> None:
     if name in one and name in other:
         if one.shape(name) != other.shape(name) and not (models.family and models.is_head(name)):
             raise InputError(
-                f"tensor {name!r} is {one.shape(name)} in {one.role} ({one.checkpoint.location}) and {other.shape(name)} in "
-                f"{other.role} ({other.checkpoint.location}): another size of the model, or a resized vocabulary"
+                f"tensor {name!r} is {one.shape(name)} in {one.role} ({one.checkpoint.location}) and "
+                f"{other.shape(name)} in {other.role} ({other.checkpoint.location}): another size of the model, or a resized vocabulary"
             )
     elif not (models.is_head(name) or (models.family and name in models.family.tied)):
         has, lacks = (one, other) if name in one else (other, one)

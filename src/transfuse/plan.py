@@ -129,7 +129,9 @@ def output_config(plan: Plan, models: Models) -> tuple[str, dict[str, Any]]:
     file, config = _raw_config(models.target.checkpoint)
     if plan.as_tuned:
         _, tuned = _raw_config(models.tuned.checkpoint)
-        config = {k: v for k, v in config.items() if k not in HEAD_KEYS} | {k: tuned[k] for k in HEAD_KEYS if k in tuned}
+        config = {k: v for k, v in config.items() if k not in HEAD_KEYS} | {
+            k: tuned[k] for k in HEAD_KEYS if k in tuned
+        }
     return file, config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from .card import model_card
 from .errors import InputError, VerificationError
 from .layout import Layout
 from .maps import Maps
-from .match import MatchOptions, match_models, null_test
+from .match import MatchOptions, match_models, null_test, tensor_generator
 from .methods import DEFAULT_METHOD, METHODS, Method, get_method
 from .modelling import Unavailable, load_transformers
 from .models import ConfigLike, ModelLike, Models, open_models
@@ -158,7 +157,13 @@ def port(
     if place is not None and not dry_run:
         check_output(place, force=force)
     models = open_models(source, target, tuned, family=family, config=config, need_layout=row.group != "identity")
+    if place is not None:
+        _refuse_inputs(models, place)
     plan, delta = make_plan(models), delta_report(models)
+    if delta.verdict != "fine-tune":
+        log.warning(
+            "the task vector is %.2f of the weights' norm: is this the base of the fine-tune?", delta.relative_norm
+        )
     if dry_run:
         return _dry(models, row, plan, delta, alpha)
     found = _check_maps(models, given) if given is not None else match_models(models, row, chosen, progress=progress)
@@ -166,11 +171,15 @@ def port(
     null = None
     if null_trials and found.spaces:
         null = null_test(models, found, row, chosen, trials=null_trials, progress=progress)
-    equivalence = check_equivalence(models.source, layout, found, seed=chosen.seed, double=double) if verify and found.spaces else None
+    equivalence = (
+        check_equivalence(models.source, layout, found, seed=chosen.seed, double=double)
+        if verify and found.spaces
+        else None
+    )
     if equivalence is not None and equivalence.passed is False:
         raise VerificationError(
-            f"the mapped source differs from source by {equivalence.error:.1e} ({equivalence.checked}): the maps do not "
-            "keep the function, so nothing was written. Please report this with the model's config."
+            f"the mapped source differs from source by {equivalence.error:.1e} ({equivalence.checked}): the maps do "
+            "not keep the function, so nothing was written. Please report this with the model's config."
         )
     tensors = PortedTensors(models, plan, layout, found, alpha, chosen.seed if row.control else None)
     report = _report(models, row, plan, delta, alpha, found, relation(models, found, null), equivalence)
@@ -180,7 +189,9 @@ def port(
     return result
 
 
-def _write(result: PortResult, out: Path, models: Models, plan: Plan, *, verify: bool, force: bool, progress: bool) -> None:
+def _write(
+    result: PortResult, out: Path, models: Models, plan: Plan, *, verify: bool, force: bool, progress: bool
+) -> None:
     tensors = result._tensors
     file, config = output_config(plan, models)
     bar = tqdm(total=len(tensors.steps), desc="writing", unit="tensor", disable=not progress)
@@ -224,6 +235,13 @@ def _check_loads(folder: Path, config: Mapping[str, Any]) -> str:
     if missing:
         raise VerificationError(f"the ported model does not load: {type(model).__name__} misses {sorted(missing)[:5]}")
     return type(model).__name__
+
+
+def _refuse_inputs(models: Models, out: Path) -> None:
+    """An output in the place of an input would destroy what it is made of."""
+    for model in (models.source, models.tuned, models.target):
+        if model is not None and model.checkpoint.root and model.checkpoint.root.resolve() == out.resolve():
+            raise InputError(f"{out} is where the {model.role} lies; give another place for the output")
 
 
 def _method_of_maps(maps: Maps) -> Method:
@@ -290,9 +308,5 @@ def _report(
 
 def _random_like(delta: Tensor, name: str, seed: int) -> Tensor:
     """A Gaussian tensor of the same norm, from a generator of this tensor's own."""
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    noise = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(delta.dtype)
+    noise = torch.randn(delta.shape, generator=tensor_generator(seed, name), dtype=torch.float64).to(delta.dtype)
     return noise * (delta.norm() / noise.norm().clamp_min(1e-30))
-
-

@@ -20,13 +20,13 @@ class DeltaReport:
 
     Attributes:
         relative_norm: its norm over the norm of source.
-        parts: the same by part (embeddings, each layer, the rest).
+        parts: the same by part (embeddings, each layer, the rest); None where source is zero and tuned is not.
         changed: share of tensors that changed at all.
         verdict: "fine-tune", "large" (more than half the weights' own norm) or "unrelated" (more than all of it).
     """
 
     relative_norm: float
-    parts: dict[str, float]
+    parts: dict[str, float | None]
     changed: float
     verdict: str
 
@@ -59,7 +59,8 @@ def delta_report(models: Models) -> DeltaReport:
             f"tuned {tuned.checkpoint.location} has the same weights as source {source.checkpoint.location}: the task "
             "vector is zero, there is nothing to port (was the base given twice, or the fine-tune never saved?)"
         )
-    parts = {part: (delta / base) ** 0.5 if base else float("inf") for part, (delta, base) in squares.items()}
+    # JSON has no infinity; a part that is zero in both did not change.
+    parts = {part: (d / b) ** 0.5 if b else None if d else 0.0 for part, (d, b) in squares.items()}
     overall = (sum(d for d, _ in squares.values()) / max(sum(b for _, b in squares.values()), 1e-30)) ** 0.5
     verdict = "fine-tune" if overall < 0.5 else "large" if overall < 1 else "unrelated"
     return DeltaReport(overall, parts, changed / total, verdict)
@@ -93,12 +94,12 @@ class Relation:
 
 
 TEXTS = {
-    "same-lineage": "Same lineage: the two bases share their coordinates as they are; adding the task vector (naive) is "
-    "the right thing, and matching should return the identity.",
+    "same-lineage": "Same lineage: the two bases share their coordinates as they are; adding the task vector (naive) "
+    "is the right thing, and matching should return the identity.",
     "related-coordinates": "Related coordinates: units of the two bases correspond after matching, far beyond what "
     "matching reaches on a shuffled target.",
-    "no-correspondence": "No correspondence found in the weights: matching reaches no more than it reaches on a shuffled "
-    "target. A port by weights alone is not expected to carry the task over; check it on data before you use it.",
+    "no-correspondence": "No correspondence found in the weights: matching reaches no more than it reaches on a "
+    "shuffled target. A port by weights alone is not expected to carry the task over; check it on data before you use it.",
     "not-tested": "The relation of the two bases was not tested beyond their cosine.",
 }
 

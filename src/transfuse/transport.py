@@ -1,4 +1,4 @@
-"""The contraction every method ends in: each axis of a tensor takes the map of its space (Rinaldi et al. 2025, eq. 13)."""
+"""The contraction every method ends in: each axis takes the map of its space (Rinaldi et al. 2025, eq. 13)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def part_slices(axis: Axis, length: int, sizes: Mapping[str, int]) -> list[tuple
 
 
 def _move_axis(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> Tensor:
-    moving = [p.space for p in axis.parts if p.space in maps and not maps[p.space].is_identity]
-    if not moving:
+    if not any(p.space and p.space in maps and not maps[p.space].is_identity for p in axis.parts):
         return x
     if len(axis.parts) == 1:
         return _apply(x, dim, axis.parts[0], maps)
@@ -47,7 +46,7 @@ def _move_axis(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> Tensor:
 
 
 def _split(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> tuple[Tensor, ...]:
-    known = [maps[p.space].size if p.space in maps else None for p in axis.parts]
+    known = [maps[p.space].size if p.space and p.space in maps else None for p in axis.parts]
     unknown = known.count(None)
     rest = x.shape[dim] - sum(size for size in known if size is not None)
     return x.split([size if size is not None else rest // unknown for size in known], dim)

@@ -18,7 +18,6 @@ _BLOCKS = """
 """
 
 
-
 def _activation(config: Mapping[str, Any]) -> str | None:
     model = config.get("model_cfg")
     return None if model is None else "quick_gelu" if model.get("quick_gelu") else "gelu"

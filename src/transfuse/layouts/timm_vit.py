@@ -10,12 +10,16 @@ from ..layout import Family, Tie, Tower
 _HEADS = (
     (r"vit_giant_patch14(_reg\d)?_(dinov2|tipsv2)|vit_giant_patch16_radio", 24),
     (r"vit_base_patch16_gap_224", 16),
-    (r"vit_base_patch\d+_plus", 14),
+    (r"vit_base_patch\d+_plus|vit_so150m_patch", 14),
+    (r"vit_so150m2_patch", 13),
+    (r"vit_betwixt_patch", 10),
+    (r"vit_little_patch", 5),
+    (r"vit_(wee|xsmall)_patch", 4),
     (r"(vit|deit)_tiny_(distilled_)?patch", 3),
     (r"(vit|deit3?)_small_(distilled_)?patch", 6),
-    (r"(vit|deit3)_medium_patch", 8),
+    (r"(vit|deit3)_mediumd?_patch", 8),
     (r"(vit|deit3?)_base_(distilled_)?patch", 12),
-    (r"(vit|deit3)_(large|huge)_patch|vit_(so400m|giant|gigantic)_patch", 16),
+    (r"(vit|deit3)_(large|huge)_patch|vit_(so400m|giant|giantopt|gigantic|intern300m)_patch", 16),
 )
 
 

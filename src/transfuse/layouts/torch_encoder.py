@@ -1,6 +1,6 @@
 """torch.nn.TransformerEncoder stacks, whatever is around them.
 
-The config is the caller's: {"nhead": 8, "norm_first": false, "activation": "relu", "prefix": "encoder.", "axes": {...}}.
+The config is the caller's: {"nhead": 8, "norm_first": false, "activation": "relu", "prefix": "enc.", "axes": {...}}.
 `prefix` is what stands before `layers.0.`; tensors outside the stack get their axes in `axes`.
 """
 

@@ -143,13 +143,17 @@ class Ascent:
 
     def is_unchanged(self, group: tuple[str, ...]) -> bool:
         """Whether no map that this step depends on moved since it was last tried; remembers that it is tried now."""
-        needed = {s for space in group for name in self.evidence.holders(space) for s in self.evidence.others(name, space)}
+        needed = {
+            s for space in group for name in self.evidence.holders(space) for s in self.evidence.others(name, space)
+        }
         versions = tuple(self._versions.get(space, 0) for space in sorted(needed))
         unchanged = self._seen.get(group) == versions
         self._seen[group] = versions
         return unchanged
 
-    def propose(self, group: tuple[str, ...], scores: dict[str, Tensor], known: frozenset[str] | None) -> dict[str, Map]:
+    def propose(
+        self, group: tuple[str, ...], scores: dict[str, Tensor], known: frozenset[str] | None
+    ) -> dict[str, Map]:
         first = self.maps[group[0]]
         if not isinstance(first, PerHead):
             return {group[0]: Permutation(best_permutation(scores[group[0]]))}
@@ -176,7 +180,9 @@ class Ascent:
         """
         value = self.evidence.value(self.maps)
         if value < self.objective[-1] - 1e-4 * abs(self.objective[-1]):
-            raise TransfuseError(f"the matching objective fell from {self.objective[-1]} to {value}: please report this")
+            raise TransfuseError(
+                f"the matching objective fell from {self.objective[-1]} to {value}: please report this"
+            )
         self.objective.append(value)
         log.info("sweep %d: objective %.6g", len(self.objective) - 1, value)
 

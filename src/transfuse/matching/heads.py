@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..maps import Permutation, PerHead
+from ..maps import PerHead, Permutation
 from .assignment import best_permutation, permutation_score
 
 
@@ -46,8 +46,8 @@ def inner_permutations(scores: Tensor, heads: Tensor) -> PerHead:
 def joint_heads(scores: Mapping[str, Tensor], count: int) -> dict[str, PerHead]:
     """The exact best element: heads and inner permutations at once, over all spaces that share the heads.
 
-    Every pair of heads is scored by its best inner permutations, then the heads are assigned (brute force in the paper's
-    Table 3): count^2 small assignments for each space.
+    Every pair of heads is scored by its best inner permutations, then the heads are assigned (brute force in the
+    paper's Table 3): count^2 small assignments for each space.
 
     Args:
         scores: space -> (heads * d, heads * d) cross-moments.
