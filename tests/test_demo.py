@@ -48,7 +48,8 @@ def _check_story(result: dict[str, Any]) -> None:
         assert task[target, demo.TUNED_ON_TARGET] > 85
     for method in ("naive", "transfusion", "tied"):
         assert task["release-continued", method] > zero["release-continued"] + 15
-    assert task["release-permuted", "tied"] > zero["release-permuted"] + 15
+    for method in ("transfusion --split-qkv", "tied"):
+        assert task["release-permuted", method] > zero["release-permuted"] + 15
     assert support["release-permuted", "tied"] > 70
     for method in ("naive", "random"):
         assert task["release-permuted", method] < zero["release-permuted"] + 8

@@ -337,7 +337,7 @@ def _table(references: list[Row], rows: list[Row], relations: dict[str, str]) ->
         "",
         "What to expect: release-permuted shares no coordinates with the source as it is, so naive and random cannot",
         "work there; transfusion gives q, k and v of a head one order of units where this release has two, which",
-        "--split-qkv allows. On independent no method that uses weights alone can be expected to help, as the verdict says.",
+        "--split-qkv allows. On independent, weights alone say nothing, as the verdict says: no such method can help.",
     ]
     return "\n".join(lines) + "\n"
 

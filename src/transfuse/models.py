@@ -216,7 +216,8 @@ def _check_shape(models: Models, one: Model, other: Model, name: str) -> None:
         if one.shape(name) != other.shape(name) and not (models.family and models.is_head(name)):
             raise InputError(
                 f"tensor {name!r} is {one.shape(name)} in {one.role} ({one.checkpoint.location}) and "
-                f"{other.shape(name)} in {other.role} ({other.checkpoint.location}): another size of the model, or a resized vocabulary"
+                f"{other.shape(name)} in {other.role} ({other.checkpoint.location}): "
+                "another size of the model, or a resized vocabulary"
             )
     elif not (models.is_head(name) or (models.family and name in models.family.tied)):
         has, lacks = (one, other) if name in one else (other, one)

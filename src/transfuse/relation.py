@@ -99,7 +99,7 @@ TEXTS = {
     "related-coordinates": "Related coordinates: units of the two bases correspond after matching, far beyond what "
     "matching reaches on a shuffled target.",
     "no-correspondence": "No correspondence found in the weights: matching reaches no more than it reaches on a "
-    "shuffled target. A port by weights alone is not expected to carry the task over; check it on data before you use it.",
+    "shuffled target. A port by weights alone is not expected to carry the task over; check it on data before use.",
     "not-tested": "The relation of the two bases was not tested beyond their cosine.",
 }
 
