@@ -56,7 +56,7 @@ def recovered(method: str, noise: float, seed: int) -> tuple[float, float, float
     target = {name: transport(t, layout.params[name], truth) for name, t in source.items()}
     for name, t in target.items():
         target[name] = t + noise * t.std(correction=0) * torch.randn(t.shape, generator=generator)
-    maps = transfuse.match(source, target, method=method, config=config)
+    maps = transfuse.match(source, target, method=method, config=config, null_trials=0)
     return shares(maps, truth)
 
 

@@ -5,8 +5,8 @@
 
 The models are files inside the package (MIT): 3-layer, 64-wide encoders of T-cell receptors. For every target and
 method: does the output load in its own class, does the mapped source compute what source does, what does the null test
-say, and does the change of the fine-tune come along. The last is the correlation, over pairs of 200 synthetic receptors,
-of how distances change from target to ported with how they change from source to tuned (1: the same change; 0: none).
+say, and does the change of the fine-tune come along. The last is the correlation, over the pairs of 200 synthetic
+receptors, of how distances change from target to ported with how they change from source to tuned (1: the same change).
 """
 
 from __future__ import annotations

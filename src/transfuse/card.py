@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from . import __version__
 from .models import Models
+
+log = logging.getLogger(__name__)
 
 _BODY = """
 # {title}
@@ -91,4 +95,8 @@ def _card_data(folder: Path | None) -> dict[str, Any]:
     if folder is None or not (folder / "README.md").is_file():
         return {}
     text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    try:
+        return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, yaml.YAMLError) as error:
+        log.warning("%s: its metadata cannot be read, so no licence is taken over (%s)", folder / "README.md", error)
+        return {}

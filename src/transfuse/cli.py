@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from . import __version__
 from .errors import InputError, TransfuseError
@@ -65,21 +66,38 @@ _common = _options(
         "--config", metavar="JSON|FILE", help="Added to the models' configs (head counts, axes of extra tensors)."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no messages."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr."),
     click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
 )
 
+
+def _null_trials(default: int) -> Callable[[Any], Any]:
+    said = "Shuffled targets of each kind in the null test; 0: none."
+    return click.option("--null-trials", type=click.IntRange(min=0), default=default, show_default=True, help=said)
+
+
 _matching = _options(
     click.option("--method", default="tied", show_default=True, help="See `transfuse methods`."),
-    click.option("--seed", default=0, show_default=True, help="Of restarts, the null test and the random control."),
-    click.option("--restarts", default=0, show_default=True, help="Further climbs in random order; the best is taken."),
-    click.option("--max-sweeps", default=100, show_default=True),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**62),
+        default=0,
+        show_default=True,
+        help="Of restarts, the null test and the random control.",
+    ),
+    click.option(
+        "--restarts",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Further climbs in random order; the best is taken.",
+    ),
+    click.option("--max-sweeps", type=click.IntRange(min=1), default=100, show_default=True),
     click.option(
         "--tie-qkv/--split-qkv", default=None, help="One inner map for q, k, v of a head; default: the method's."
     ),
     click.option("--spectra-output", is_flag=True, help="Head spectra include the output projection (authors' code)."),
     click.option("--device", default="cpu", show_default=True, help="Where products are computed."),
-    click.option("--null-trials", default=3, show_default=True, help="Shuffled targets in the null test; 0: none."),
 )
 
 
@@ -101,6 +119,7 @@ def app() -> None:
 @click.argument("source")
 @click.option("--tuned", help="A fine-tune of SOURCE.")
 @click.option("--target", help="The new base.")
+@_null_trials(3)
 @_matching
 @_common
 def inspect(source: str, tuned: str | None, target: str | None, **options: Any) -> None:
@@ -123,30 +142,26 @@ def inspect(source: str, tuned: str | None, target: str | None, **options: Any) 
 @click.argument("target")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The maps file to write.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@_null_trials(1)
 @_matching
 @_common
 def match(source: str, target: str, out: Path, force: bool, null_trials: int, **options: Any) -> None:
-    from .match import MatchOptions, match_models, null_test
+    from .maps import check_maps_output
+    from .match import MatchOptions, match_models, stored_null
     from .methods import get_method
     from .models import open_models
     from .relation import relation
 
     as_json, rest = _set_up(options)
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; --force replaces it")
+    check_maps_output(out, force=force)
     progress, row = rest.pop("progress"), get_method(rest.pop("method"))
     models = open_models(
         source, target, family=rest.pop("family"), config=rest.pop("config"), need_layout=row.group != "identity"
     )
-    chosen = MatchOptions(**rest)
-    maps = match_models(models, row, chosen, progress=progress)
-    null = (
-        null_test(models, maps, row, chosen, trials=null_trials, progress=progress)
-        if null_trials and maps.spaces
-        else None
-    )
+    maps = match_models(models, row, MatchOptions(**rest), null_trials=null_trials, progress=progress)
+    related = relation(models, maps, stored_null(maps)).as_dict()
     maps.save(out)
-    report = {"out": str(out), "method": row.name, **maps.report, "relation": relation(models, maps, null).as_dict()}
+    report = {"out": str(out), "method": row.name, **maps.report, "relation": related}
     _print(report, as_json, _match_text)
 
 
@@ -170,6 +185,7 @@ def match(source: str, target: str, out: Path, force: bool, null_trials: int, **
 @click.option("--double", is_flag=True, help="Check in float64.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; match and write nothing.")
+@_null_trials(1)
 @_matching
 @_common
 def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, **options: Any) -> None:
@@ -178,6 +194,9 @@ def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, 
     as_json, rest = _set_up(options)
     if out is None and not dry_run:
         raise click.UsageError("give the folder to write with -o, or --dry-run")
+    explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
+    if options["maps"] and explicit:
+        raise click.UsageError("--maps brings its method along; leave out --method")
     started = time.monotonic()
     result = run(source, tuned, target, out=out, dry_run=dry_run, **rest)
     if out is not None and not dry_run and rest["progress"]:
@@ -209,8 +228,7 @@ def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> N
     models = open_models(source, source, family=rest["family"] or found.family or None, config=rest["config"])
     if found.source != models.source.checkpoint.fingerprint():
         raise InputError(f"{maps} was made for another source than {source} (fingerprints differ)")
-    layout = models.layout.with_ties(streams=found.streams, tie_qkv=found.tie_qkv)
-    checked = check_equivalence(models.source, layout, found, seed=seed, double=double)
+    checked = check_equivalence(models.source, models.layout, found, seed=seed, double=double)
     _print(checked.as_dict(), as_json, _equivalence_text)
     if checked.passed is not True:
         raise VerificationError(checked.reason or f"the mapped model differs by {checked.error:.1e}")
@@ -281,7 +299,7 @@ def _inspect_text(report: Mapping[str, Any]) -> str:
             f"{about['parameters']:,} parameters in {about['tensors']} tensors and {about['files']} files, "
             f"{', '.join(about['dtypes'])}" + (f", vocabulary {about['vocabulary']}" if about["vocabulary"] else "")
         )
-        lines += [f"           tied: {one} = {other}" for one, other in about["tied"].items()]
+        lines += [f"           shared: {one} = {other}" for one, other in about["tied"].items()]
     if "delta" in report:
         lines += _delta_lines(report["delta"])
     if "relation" in report:
@@ -295,6 +313,7 @@ def _inspect_text(report: Mapping[str, Any]) -> str:
 def _delta_lines(delta: Mapping[str, Any]) -> list[str]:
     said = {
         "fine-tune": "tuned is a fine-tune of source",
+        "head-only": "the body is source's own; only a head is new",
         "large": "WARNING: a very large change for a fine-tune; is source really its base?",
         "unrelated": "WARNING: larger than the weights themselves: source is not the base of tuned",
     }[delta["verdict"]]
@@ -304,17 +323,17 @@ def _delta_lines(delta: Mapping[str, Any]) -> list[str]:
 
 
 def _relation_lines(found: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"relation   {found['verdict']}: {found['text']}",
-        f"           cosine of the weights as they are {found['cosine']:.4f}",
-    ]
-    if found["null"]:
-        null = found["null"]
-        entries, orders = (sum(null[key]) / len(null[key]) for key in ("entries", "orders"))
-        lines.append(
-            f"           after matching {null['matched']:.4f}; against shuffled entries {entries:.4f}, shuffled rows "
-            f"and columns {orders:.4f} (ratio {null['ratio']:.2f}, z {null['z']:.1f})"
-        )
+    lines = [f"relation   {found['verdict']}: {found['text']}"]
+    for tower, cosine in found["cosines"].items():
+        label = "layers" if tower == "model" else f"{tower} layers"
+        line = f"           {label}: cosine of the weights as they are {cosine:.4f}"
+        if null := (found["null"] or {}).get(tower):
+            entries, orders = (sum(null[key]) / len(null[key]) for key in ("entries", "orders"))
+            line += (
+                f", after matching {null['matched']:.4f}; by chance {max(entries, orders):.4f} "
+                f"(ratio {null['ratio']:.2f}, z {null['z']:.1f})"
+            )
+        lines.append(line)
     return lines
 
 

@@ -6,9 +6,8 @@ from collections import Counter
 from typing import Any
 
 from .checkpoint import open_checkpoint
-from .layouts import find_family
-from .match import MatchOptions, match_models, null_test
-from .methods import DEFAULT_METHOD, get_method
+from .match import MatchOptions, match_models, stored_null
+from .methods import DEFAULT_METHOD, Method, get_method
 from .models import ConfigLike, Model, ModelLike, Models, open_models
 from .plan import make_plan
 from .relation import delta_report, relation
@@ -42,21 +41,21 @@ def inspect_models(
     Raises:
         InputError: a model cannot be read, or they do not belong together.
     """
-    known = find_family(
-        open_checkpoint(source, config=config).config, open_checkpoint(source, config=config).kind, family
+    base = open_checkpoint(source)  # once, also where it stands in for the target that is not given
+    row = get_method(method)
+    models = open_models(
+        base, target if target is not None else base, tuned, family=family, config=config, need_layout=False
     )
-    row = get_method(method if known else "naive")
-    models = open_models(source, target or source, tuned, family=family, config=config, need_layout=False)
     report: dict[str, Any] = {"family": models.layout.family or None, "towers": dict(models.layout.facts)}
     shown = [models.source, *([models.tuned] if models.tuned else []), *([models.target] if target is not None else [])]
     report["models"] = {model.role: describe(model, models) for model in shown}
     report["spaces"] = {space.name: space.size for space in models.layout.with_ties().spaces.values()}
-    if models.tuned is not None:
-        report["delta"] = delta_report(models).as_dict()
+    plan = make_plan(models) if models.tuned is not None else None
+    if plan is not None:
+        report["delta"] = delta_report(models, heads_come=bool(plan.of("carry"))).as_dict()
     if target is not None:
         report["relation"] = _relation(models, row, MatchOptions(**options), null_trials, progress)
-    if models.tuned is not None and target is not None:
-        plan = make_plan(models)
+    if plan is not None and target is not None:
         report["plan"] = {action: [step.out or step.name for step in plan.of(action)] for action in plan.count()}
     return report
 
@@ -79,16 +78,16 @@ def describe(model: Model, models: Models) -> dict[str, Any]:
         "files": len(model.checkpoint.shards),
         "dtypes": dict(Counter(str(info.dtype).removeprefix("torch.") for info in headers.values())),
         "vocabulary": vocabulary[0] if vocabulary else None,
-        "tied": {a: b for a, b in model.tied.items() if a not in model.disk and b in model.disk and _used(models, a)},
+        "tied": {a: b for a, b in model.tied.items() if a not in model.disk and b in model.disk and _used(model, a)},
     }
 
 
-def _relation(models: Models, row: Any, options: MatchOptions, trials: int, progress: bool) -> dict[str, Any]:
-    if row.group == "identity" or not trials:
+def _relation(models: Models, row: Method, options: MatchOptions, trials: int, progress: bool) -> dict[str, Any]:
+    if row.group == "identity" or not trials or models.family is None:
         return relation(models).as_dict()
-    maps = match_models(models, row, options, progress=progress)
-    null = null_test(models, maps, row, options, trials=trials, progress=progress)
-    return relation(models, maps, null).as_dict() | {"match": dict(maps.report)}
+    maps = match_models(models, row, options, null_trials=trials, progress=progress)
+    found = {key: value for key, value in maps.report.items() if key != "null"}
+    return relation(models, maps, stored_null(maps)).as_dict() | {"match": found}
 
 
 def _first_axis_spaces(models: Models, name: str) -> set[str]:
@@ -96,11 +95,10 @@ def _first_axis_spaces(models: Models, name: str) -> set[str]:
     return {part.space for part in dims[0].parts if part.space} if dims else set()
 
 
-def _used(models: Models, name: str) -> bool:
-    """Whether a tied tensor's head is in any of the models at all (its siblings are on disk)."""
+def _used(model: Model, name: str) -> bool:
+    """Whether a tied tensor's head is in the model at all (its siblings are on disk)."""
     stem = name.split(".")[0]
-    everything = (*models.source.disk, *(models.tuned.disk if models.tuned else ()), *models.target.disk)
-    return any(other.startswith(f"{stem}.") for other in everything)
+    return any(other.startswith(f"{stem}.") for other in model.disk)
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -4,14 +4,15 @@ A `Family` is a table, one declarative file each in `layouts/`. `bind` holds the
 shapes of actual checkpoints and their config, and gives a `Layout`: the concrete spaces and the axes of each tensor.
 Nothing here imports a model class.
 
-The table: one row a module or tensor, `name  axes  [if condition]`.
+The table: one row a module or tensor, `name  axes  [if condition | unless condition]`; the first that holds counts.
 
     encoder.layer.{l}.attention.self.query.*    heads.{l}/qk.{l} <- stream.{in}
     classifier.*                                _ <- stream.{last}    if TokenClassification
 
 `name.*` stands for `name.weight` with these axes and `name.bias` with their output axes. `{l}` is the layer. The
 residual stream is one space for each junction: `{in}`, `{mid}`, `{out}` are those before, inside and after layer l,
-`{first}` and `{last}` the ends. A condition is part of the name of an architecture in the config, or a tensor's name.
+`{first}` and `{last}` the ends. A condition is "pre-norm" or "post-norm", part of the name of an architecture in the
+config, or the name of a tensor that the model with the heads (tuned, if there is one) has.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ class Tower:
     Attributes:
         table: rows as in the module docstring.
         name: prefix of its spaces (`vision.` in a model of two towers, else empty).
-        heads, norm, activation: where the config says it. Keys to look up in order (dotted for nested ones, "=pre" for
-            a value that is always the same), or functions of the config.
+        heads, layers, norm, activation: where the config says it. Keys to look up in order (dotted for nested ones,
+            "=pre" for a value that is always the same), or functions of the config.
     """
 
     table: str
     name: str = ""
     heads: Lookup = ("num_attention_heads",)
+    layers: Lookup = ("num_hidden_layers",)
     norm: Lookup = ("=pre",)
     activation: Lookup = ("hidden_act",)
 
@@ -102,6 +104,7 @@ class Row:
     pattern: re.Pattern[str]
     axes: str
     condition: str
+    negated: bool
     tower: Tower
 
 
@@ -145,18 +148,14 @@ class Layout:
         family: its name ("" where no layout is needed: every tensor stays in place).
         params: canonical tensor name -> axes.
         spaces: name -> space.
-        skips: (space of what comes in, space of the sum) of every residual connection.
-        outputs: axes of the outputs that are not in public coordinates.
-        tied: canonical names of tensors that equal another one.
-        facts: heads, norm, activation by tower, for checks and reports.
+        outputs: axes of the outputs that are not in public coordinates ("vision.pooler_output" where towers differ).
+        facts: layers, heads, norm, activation by tower, for checks and reports.
     """
 
     family: str
     params: Mapping[str, Axes]
     spaces: Mapping[str, Space]
-    skips: tuple[tuple[str, str], ...] = ()
     outputs: Mapping[str, Axes] = field(default_factory=dict)
-    tied: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def with_ties(self, *, streams: str = "tied", tie_qkv: bool = False) -> Layout:
@@ -180,13 +179,8 @@ class Layout:
             self,
             params={name: axes.rename(new_name) for name, axes in self.params.items()},
             spaces=spaces,
-            skips=() if streams == "tied" else self.skips,
             outputs={name: axes.rename(new_name) for name, axes in self.outputs.items()},
         )
-
-    def holders(self, space: str) -> list[str]:
-        """Names of the tensors that have an axis in `space`."""
-        return [name for name, axes in self.params.items() if space in axes.spaces]
 
 
 def unmoved_layout(names: Iterable[str]) -> Layout:
@@ -225,25 +219,38 @@ def _canonical_name(family: Family, name: str, extra: str, prefixes: Sequence[st
     return plain
 
 
-def bind(family: Family, shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -> Layout:
+def is_complete(family: Family, config: Mapping[str, Any]) -> bool:
+    """Whether a config says all that a family's towers look up in it."""
+    return all(_look_up(config, keys) is not None for t in family.towers for keys in (t.heads, t.norm, t.activation))
+
+
+def bind(
+    family: Family,
+    shapes: Mapping[str, Sequence[int]],
+    config: Mapping[str, Any],
+    owned: Iterable[str] | None = None,
+) -> Layout:
     """Holds a family's table against tensors.
 
     Args:
         shapes: canonical name -> shape of every floating-point tensor.
+        owned: names of the tensors of the model whose heads count, for the conditions; None for all.
         config: the model's config; head counts, norm and activation are read from it. Its key "axes" may add rows
             (tensor name -> axis expression) for tensors around a bare stack.
 
     Raises:
         InputError: a tensor without a row, a shape that does not fit, a head count that is missing or does not divide.
     """
-    return _Binder(family, shapes, config).layout()
+    return _Binder(family, shapes, config, shapes if owned is None else owned).layout()
 
 
 class _Binder:
     """The steps of `bind`, with what they share."""
 
-    def __init__(self, family: Family, shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]):
-        self.family, self.config = family, config
+    def __init__(
+        self, family: Family, shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any], owned: Iterable[str]
+    ):
+        self.family, self.config, self.owned = family, config, frozenset(owned)
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.architectures = " ".join(map(str, config.get("architectures") or ()))
         self.extra = {name: str(text) for name, text in (config.get("axes") or {}).items()}
@@ -263,13 +270,7 @@ class _Binder:
             family=self.family.name,
             params=params,
             spaces={name: self.space(name, facts) for name in sorted(self.sizes, key=forward_position)},
-            skips=tuple(
-                (f"{tower}stream.{j}", f"{tower}stream.{j + 1}")
-                for tower, n in self.depths.items()
-                for j in range(2 * n)
-            ),
             outputs=self.outputs(),
-            tied=self.family.tied,
             facts=facts,
         )
 
@@ -293,9 +294,11 @@ class _Binder:
         )
 
     def holds(self, row: Row) -> bool:
+        if not row.condition:
+            return True
         if row.condition.endswith("-norm"):
             return row.condition == f"{self.norm(row.tower)}-norm"
-        return not row.condition or row.condition in self.architectures or row.condition in self.shapes
+        return (row.condition in self.architectures or row.condition in self.owned) != row.negated
 
     def norm(self, tower: Tower) -> str:
         """ "pre" or "post"; torch says it by `norm_first`."""
@@ -319,8 +322,8 @@ class _Binder:
             axes = parse_axes(found.text.format(**fields)).rename(self.tie)
             axes = axes.outputs_only() if found.bias else axes
             axes.check_rank(self.shapes[name])
-        except (AxisError, KeyError) as error:
-            raise InputError(f"tensor {name!r} {self.shapes[name]}: {error}") from error
+        except (AxisError, KeyError, IndexError, ValueError) as error:
+            raise InputError(f"tensor {name!r} {self.shapes[name]}, axes {found.text!r}: {error}") from error
         return axes
 
     def tie(self, space: str) -> str:
@@ -332,13 +335,17 @@ class _Binder:
 
     def facts(self, tower: Tower) -> dict[str, Any]:
         """Heads, norm and activation of a tower, from the config."""
-        heads = _look_up(self.config, tower.heads)
-        if not isinstance(heads, int) or heads < 1:
+        heads, said = _look_up(self.config, tower.heads), _look_up(self.config, tower.layers)
+        if heads is None:
             keys = [key for key in tower.heads if isinstance(key, str)]
             raise InputError(
                 f"the config does not say how many attention heads there are (looked for {', '.join(keys)}); "
                 f"give it, e.g. --config '{{\"{keys[-1]}\": 12}}'"
             )
+        if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+            raise InputError(f"the config says {heads!r} attention heads; a positive whole number is needed")
+        if said is not None and said != self.depths[tower.name]:
+            raise InputError(f"the config says {said} layers, the tensors have {self.depths[tower.name]}")
         return {
             "layers": self.depths[tower.name],
             "heads": heads,
@@ -397,7 +404,7 @@ class _Binder:
             tower = text.split("@")[1].strip() if "@" in text else ""
             if tower in self.depths:
                 fields = {"first": 0, "last": 2 * self.depths[tower]}
-                found[name.split(".")[-1]] = parse_axes(text.split("@")[0].format(**fields)).rename(self.tie)
+                found[name] = parse_axes(text.split("@")[0].format(**fields)).rename(self.tie)
         return {name: axes for name, axes in found.items() if axes.spaces <= self.sizes.keys()}
 
 
@@ -440,10 +447,10 @@ def _value_at(config: Mapping[str, Any], key: str) -> Any:
 def _parse_table(tower: Tower) -> list[Row]:
     rows = []
     for line in filter(None, map(str.strip, tower.table.splitlines())):
-        found = re.fullmatch(r"(\S+)\s+(.*?)(?:\s+if\s+(\S+))?", line)
+        found = re.fullmatch(r"(\S+)\s+(.*?)(?:\s+(if|unless)\s+(\S+))?", line)
         assert found, line
-        name, axes, condition = found.groups()
-        rows.append(Row(_name_pattern(name), _with_tower(axes, tower.name), condition or "", tower))
+        name, axes, word, condition = found.groups()
+        rows.append(Row(_name_pattern(name), _with_tower(axes, tower.name), condition or "", word == "unless", tower))
     return rows
 
 

@@ -308,6 +308,8 @@ class Maps:
         """The maps that apply `other` (A to B) first, then these (B to C)."""
         if (self.family, self.streams, self.tie_qkv) != (other.family, other.streams, other.tie_qkv):
             raise InputError("only maps of one family and one form can be composed")
+        if self.source and other.target and self.source != other.target:
+            raise InputError("the second maps start at another model than the first lead to (fingerprints differ)")
         names = [*other.spaces, *(name for name in self.spaces if name not in other.spaces)]
         spaces = {name: _compose(self[name], other[name]) for name in names}
         return replace(self, spaces=spaces, source=other.source, report={})
@@ -327,8 +329,9 @@ class Maps:
             save_file(tensors, str(partial), metadata={"transfuse_maps": json.dumps(about, sort_keys=True)})
             partial.replace(path)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise InputError(f"{path}: the maps could not be written: {error}") from error
+        finally:  # also after an interrupt
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Maps:
@@ -376,6 +379,21 @@ def _checked_about(path: str | os.PathLike[str], about: Any) -> dict[str, Any]:
     if about["streams"] not in ("tied", "junction"):
         raise InputError(f"{path}: 'streams' is {about['streams']!r}, neither 'tied' nor 'junction': {_DAMAGED}")
     return about
+
+
+def check_maps_output(path: Path, *, force: bool) -> None:
+    """Refuses a place for a maps file before any work is done.
+
+    Raises:
+        InputError: the folder is missing; the file exists (and not `force`), or is something else than maps.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if not path.exists():
+        return
+    if not force:
+        raise InputError(f"{path}: it exists; give another place, or --force")
+    Maps.load(path)  # --force replaces maps, never a model
 
 
 def _rebuild(path: str | os.PathLike[str], name: str, kind: Any, tensors: Mapping[str, Tensor]) -> Map:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .evidence import Reader, WeightEvidence
 from .layout import Layout
 from .maps import Map, Maps, PerHead
@@ -31,6 +32,9 @@ class MatchOptions:
         restarts: further climbs in random order; the best by objective is taken.
         seed: of the orders of restarts and of the null test.
         device: where products are computed.
+
+    Raises:
+        InputError: a device that is not there.
     """
 
     tie_qkv: bool | None = None
@@ -40,6 +44,12 @@ class MatchOptions:
     seed: int = 0
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: torch without CUDA
+            raise InputError(f"device {self.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
 
 def match(
     source: ModelLike,
@@ -48,6 +58,7 @@ def match(
     method: str = DEFAULT_METHOD,
     family: str | None = None,
     config: ConfigLike = None,
+    null_trials: int = 1,
     progress: bool = False,
     **options: Any,
 ) -> Maps:
@@ -58,6 +69,7 @@ def match(
         method: a row of `transfuse.METHODS`.
         family: layout family, if the config does not say it.
         config: added to both models' configs.
+        null_trials: shuffled targets in the null test, whose result the maps then bring along; 0 leaves it out.
         progress: a bar on stderr.
         **options: fields of `MatchOptions`.
 
@@ -69,10 +81,12 @@ def match(
     """
     row = get_method(method)
     models = open_models(source, target, family=family, config=config, need_layout=row.group != "identity")
-    return match_models(models, row, MatchOptions(**options), progress=progress)
+    return match_models(models, row, MatchOptions(**options), null_trials=null_trials, progress=progress)
 
 
-def match_models(models: Models, method: Method, options: MatchOptions, *, progress: bool = False) -> Maps:
+def match_models(
+    models: Models, method: Method, options: MatchOptions, *, null_trials: int = 0, progress: bool = False
+) -> Maps:
     """`match` for models that are open."""
     tie_qkv = method.tie_qkv if options.tie_qkv is None else options.tie_qkv
     layout = models.layout.with_ties(streams=method.streams, tie_qkv=tie_qkv)
@@ -89,7 +103,20 @@ def match_models(models: Models, method: Method, options: MatchOptions, *, progr
         return Maps({}, **about)
     evidence = weight_evidence(models, layout, options.device)
     ascent = climb(evidence, method, options, progress=progress)
-    return Maps(ascent.maps, **about, report=_report(evidence, ascent))
+    maps = Maps(ascent.maps, **about, report=_report(evidence, ascent))
+    if not null_trials:
+        return maps
+    null = null_test(models, maps, method, options, trials=null_trials, progress=progress)
+    return replace(maps, report={**maps.report, "null": {tower: asdict(one) for tower, one in null.items()}})
+
+
+def stored_null(maps: Maps) -> dict[str, NullTest] | None:
+    """The null test that was run when the maps were made, if it was."""
+    found = maps.report.get("null")
+    if not found:
+        return None
+    lists = {tower: {key: tuple(one[key]) for key in ("entries", "orders")} for tower, one in found.items()}
+    return {tower: NullTest(**{**one, **lists[tower]}) for tower, one in found.items()}
 
 
 def weight_evidence(models: Models, layout: Layout, device: str, target: Reader | None = None) -> WeightEvidence:
@@ -125,10 +152,12 @@ class NullTest:
     The same matching runs against shuffled targets: whatever similarity it reaches there comes from the freedom of the
     maps alone. Two shuffles, since one is not strict enough: trained weights concentrate in some rows and columns,
     which alone lets matching reach more than on shuffled entries, also where nothing is shared (docs/methods.md).
+    All similarities are cosines over the matrices of the layers: embeddings of one vocabulary agree in models whose
+    layers share nothing.
 
     Attributes:
-        identity: cosine of source and target as they are, over all matrices that can move.
-        matched: cosine after matching.
+        identity: of source and target as they are.
+        matched: after matching.
         entries: after matching against targets whose entries are shuffled inside every tensor.
         orders: after matching against targets whose rows and columns are re-ordered, in every tensor by itself: its
             norms and spectrum stay, what tensors agree on is gone.
@@ -144,47 +173,85 @@ class NullTest:
     z: float
 
     @property
-    def corresponds(self) -> bool:
-        """Whether units of the two models correspond, by this test."""
-        return self.ratio > MIN_RATIO and self.z > MIN_Z
+    def verdict(self) -> str:
+        """ "related-coordinates", "weak-correspondence" or "no-correspondence"."""
+        if self.ratio <= WEAK_RATIO or self.z <= MIN_Z:
+            return "no-correspondence"
+        return "related-coordinates" if self.ratio > STRONG_RATIO else "weak-correspondence"
 
 
-# Independent trainings of one architecture reach ratios up to 1.1, pairs whose units correspond 1.7 and more even under
-# noise of three times the weights (docs/benchmarks.md).
-MIN_RATIO, MIN_Z, MIN_SPREAD = 1.3, 3.0, 0.005
+# Measured in docs/benchmarks.md ("Null test").
+WEAK_RATIO, STRONG_RATIO, MIN_Z, MIN_SPREAD = 1.3, 2.0, 3.0, 0.005
 
 
 def null_test(
     models: Models, maps: Maps, method: Method, options: MatchOptions, *, trials: int = 3, progress: bool = False
-) -> NullTest:
+) -> dict[str, NullTest]:
     """Compares the alignment that maps reach with what matching reaches against shuffled targets.
 
     Args:
         maps: what `match_models` found with the same method and options.
         trials: targets of each shuffle.
+
+    Returns:
+        One test for each tower ("model" where there is one).
     """
     layout = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
     evidence = weight_evidence(models, layout, options.device)
+    towers = layers_by_tower(evidence)
 
-    def reached(target: Reader) -> float:
-        shuffled = weight_evidence(models, layout, options.device, target)
-        return alignment(shuffled, climb(shuffled, method, options, progress=progress).maps)
+    def reached(target: Reader) -> dict[str, float]:
+        shuffled = weight_evidence(models, layout, options.device, _kept(target))
+        found = climb(shuffled, method, options, progress=progress).maps
+        return {tower: alignment(shuffled, found, names) for tower, names in towers.items()}
 
     read, seeds = models.target.tensor, range(options.seed, options.seed + trials)
     entries = [reached(_entries_shuffled(read, seed)) for seed in seeds]
     orders = [reached(_orders_shuffled(read, evidence, seed)) for seed in seeds]
-    matched = alignment(evidence, maps.spaces)
+    return {
+        tower: _null_test(
+            alignment(evidence, {}, names),
+            alignment(evidence, maps.spaces, names),
+            tuple(one[tower] for one in entries),
+            tuple(one[tower] for one in orders),
+        )
+        for tower, names in towers.items()
+    }
+
+
+def _null_test(identity: float, matched: float, entries: tuple[float, ...], orders: tuple[float, ...]) -> NullTest:
     stricter = torch.tensor(max(entries, orders, key=sum), dtype=torch.float64)
     mean = float(stricter.mean())
-    spread = max(float(stricter.std()) if trials > 1 else 0.0, MIN_SPREAD)
-    return NullTest(
-        identity=alignment(evidence, {}),
-        matched=matched,
-        entries=tuple(entries),
-        orders=tuple(orders),
-        ratio=matched / max(mean, 1e-12),
-        z=(matched - mean) / spread,
-    )
+    spread = max(float(stricter.std()) if len(stricter) > 1 else 0.0, MIN_SPREAD)
+    return NullTest(identity, matched, entries, orders, matched / max(mean, 1e-12), (matched - mean) / spread)
+
+
+def layers_by_tower(evidence: WeightEvidence) -> dict[str, list[str]]:
+    """Tensors of the layers, without embeddings and heads, by tower ("model" where there is one)."""
+    found: dict[str, list[str]] = {}
+    for name in evidence.names:
+        spaces = evidence.layout.params[name].spaces
+        if any(re.search(r"(^|\.)(heads|mlp)\.\d", space) for space in spaces):
+            tower = next((t for t in ("text", "vision") if any(s.startswith(f"{t}.") for s in spaces)), "model")
+            found.setdefault(tower, []).append(name)
+    return found
+
+
+def _kept(read: Reader, limit: int = 2**30) -> Reader:
+    """Keeps what was read, up to `limit` bytes: shuffling a tensor costs far more than reading it."""
+    kept: dict[str, Tensor] = {}
+    room = [limit]
+
+    def read_kept(name: str) -> Tensor:
+        if name in kept:
+            return kept[name]
+        tensor = read(name)
+        if tensor.nbytes <= room[0]:
+            room[0] -= tensor.nbytes
+            kept[name] = tensor
+        return tensor
+
+    return read_kept
 
 
 def alignment(evidence: WeightEvidence, maps: Mapping[str, Map], names: Iterable[str] | None = None) -> float:

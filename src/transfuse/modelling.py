@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub import errors as hub_errors
 from torch import Tensor, nn
 
 from .errors import InputError
@@ -22,7 +25,24 @@ class Unavailable(Exception):
     """There is no model class here to run this checkpoint with; the message says what is missing."""
 
 
-def build_runner(kind: str, config: Mapping[str, Any], state: State, prefix: str = "") -> Runner:
+def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A transformers config with the defaults of its class, which files leave out; others as they are."""
+    if not config.get("model_type"):
+        return config
+    try:
+        built, _ = _transformers_class(config)
+    except Unavailable:
+        return config
+    defaults = built.to_dict()
+    nested = {
+        key: {**value, **config.get(key, {})} for key, value in defaults.items() if key.endswith("_config") and value
+    }
+    return {**defaults, **config, **nested}
+
+
+def build_runner(
+    kind: str, config: Mapping[str, Any], state: State, prefix: str = "", optional: Sequence[str] = ()
+) -> Runner:
     """A function from inputs to outputs by name, for the real model with these weights.
 
     Args:
@@ -30,6 +50,8 @@ def build_runner(kind: str, config: Mapping[str, Any], state: State, prefix: str
         config: the model's config.
         state: weights under their on-disk names, all of one floating dtype.
         prefix: what stands before a bare stack's names (torch_encoder).
+        optional: names (regular expressions) of heads that may be missing; they are set to zero, and so are their
+            outputs. A body is often saved without the pooler that its class has.
 
     Raises:
         Unavailable: no class is known or installed for it.
@@ -38,96 +60,142 @@ def build_runner(kind: str, config: Mapping[str, Any], state: State, prefix: str
     if kind == "open_clip":
         return _module_runner(_load(_open_clip(config), state), ("image_features", "text_features", "logit_scale"))
     if kind == "timm":
-        return _module_runner(_load(_timm(config), state), ("logits",))
+        return _timm_runner(_load(_timm(config), state), "head.weight" in state)
     if config.get("model_type") == "transfuse_reference":
         return _reference_runner(config, state)
-    if config.get("model_type") in (None, "torch_encoder"):
+    if config.get("model_type") == "torch_encoder":
         return _module_runner(_load(_torch_encoder(config, state, prefix), _strip(state, prefix)), ("output",))
-    model, missing = load_transformers(config, state)
-    if missing:
-        raise InputError(f"the model class {type(model).__name__} misses weights: {', '.join(sorted(missing)[:5])}")
+    model, loading = load_transformers(config, state)
+    if loading.mismatched:
+        raise Unavailable(
+            f"the shapes in {type(model).__name__} are others: {', '.join(sorted(loading.mismatched)[:5])}"
+        )
+    if wanted := sorted(name for name in loading.missing if not _is_one_of(name, optional)):
+        raise InputError(f"the model class {type(model).__name__} misses weights: {', '.join(wanted[:5])}")
+    for name in loading.missing:
+        model.get_parameter(name).data.zero_()
     return _transformers_runner(model)
 
 
-def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Module, set[str]]:
-    """The transformers model of a config with the weights of a state dict, and the names it misses."""
+def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name, with or without the prefix of its body, matches one of the patterns."""
+    return any(re.search(rf"(?:^|\.)(?:{pattern})$", name) for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What did not fit when a class loaded a state dict: names it misses, does not expect, has in other shapes."""
+
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+    mismatched: frozenset[str]
+
+
+def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Module, Loading]:
+    """The transformers model of a config with the weights of a state dict, and what did not fit.
+
+    Raises:
+        Unavailable: the class cannot be built from this config here.
+    """
     import transformers
 
     dtype = next(t.dtype for t in state.values() if t.is_floating_point())
     built, model_class = _transformers_class(config)
-    with _quiet(transformers):
-        model, info = model_class.from_pretrained(
-            None, config=built, state_dict=dict(state), dtype=dtype, output_loading_info=True
-        )
-    return model.eval(), set(info["missing_keys"])
+    try:
+        with _quiet(transformers):
+            model, info = model_class.from_pretrained(
+                None,
+                config=built,
+                state_dict=dict(state),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except (ImportError, LookupError, AttributeError, RuntimeError, ValueError, TypeError) as error:
+        raise Unavailable(f"{model_class.__name__} cannot be built from this config: {error!r}") from error
+    mismatched = frozenset(str(one[0]) for one in info["mismatched_keys"])
+    return model.eval(), Loading(frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"]), mismatched)
 
 
 def seeded_inputs(kind: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Random inputs that the model of this config accepts, two samples, from a generator of their own."""
-    generator = torch.Generator().manual_seed(seed)
+    """Random inputs that the model of this config accepts, from a generator of their own.
 
-    def pixels(about: Mapping[str, Any], size_key: str = "image_size") -> Tensor:
-        size = about.get(size_key, 224)
+    Raises:
+        Unavailable: the config does not say what the inputs look like.
+    """
+    draw = _Draw(torch.Generator().manual_seed(seed), dtype)
+    try:
+        if kind == "open_clip":
+            vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+            return {"image": draw.pixels(vision), "text": draw.ids(text, int(text.get("context_length", 77)))}
+        if kind == "timm":
+            channels = config.get("model_args", {}).get("in_chans", 3)
+            return {"x": draw.pixels({"image_size": _timm_image_size(config), "num_channels": channels})}
+        if config.get("model_type") == "transfuse_reference":
+            return {"ids": draw.ids({"vocab_size": config["vocab"]}, config["tokens"])}
+        if config.get("model_type") == "torch_encoder":
+            return {"src": draw.normal(2, 9, int(config["d_model"]))}
+        return _transformers_inputs(config, draw)
+    except (LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise Unavailable(f"no inputs can be made from this config: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Two samples of random inputs."""
+
+    generator: torch.Generator
+    dtype: torch.dtype
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=self.generator).to(self.dtype)
+
+    def pixels(self, about: Mapping[str, Any]) -> Tensor:
+        size = about.get("image_size", 224)
         height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-        shape = (2, about.get("num_channels", 3), height, width)
-        return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+        return self.normal(2, about.get("num_channels", 3), height, width)
 
-    def ids(about: Mapping[str, Any]) -> Tensor:
-        length = min(
-            12, int(about.get("max_position_embeddings", about.get("context_length", about.get("tokens", 16)))) - 2
-        )
-        vocab = int(about.get("vocab_size", about.get("vocab", 49408)))
-        return torch.randint(2, vocab, (2, length), generator=generator)
+    def ids(self, about: Mapping[str, Any], length: int) -> Tensor:
+        return torch.randint(2, int(about.get("vocab_size", 49408)), (2, length), generator=self.generator)
 
-    model_type = str(config.get("model_type"))
-    if kind == "open_clip":
-        about = config["model_cfg"]
-        text = torch.randint(
-            2,
-            about["text_cfg"].get("vocab_size", 49408),
-            (2, about["text_cfg"].get("context_length", 77)),
-            generator=generator,
-        )
-        return {"image": pixels(about["vision_cfg"]), "text": text}
-    if kind == "timm":
-        return {
-            "x": pixels(
-                {
-                    "image_size": _timm_image_size(config),
-                    "num_channels": config.get("model_args", {}).get("in_chans", 3),
-                }
-            )
-        }
-    if model_type == "transfuse_reference":
-        return {"ids": torch.randint(0, config["vocab"], (4, config["tokens"]), generator=generator)}
-    if model_type in ("None", "torch_encoder"):
-        return {"src": torch.randn(2, 9, int(config["d_model"]), dtype=torch.float64, generator=generator).to(dtype)}
+
+def _transformers_inputs(config: Mapping[str, Any], draw: _Draw) -> dict[str, Tensor]:
+    architectures = " ".join(config.get("architectures") or ())
     inputs: dict[str, Tensor] = {}
     if "vision_config" in config or "patch_size" in config:
-        inputs["pixel_values"] = pixels({**config, **config.get("vision_config", {})})
-    if "text_config" in config or "vocab_size" in config:
-        inputs["input_ids"] = ids({**config, **config.get("text_config", {})})
+        inputs["pixel_values"] = draw.pixels({**config, **config.get("vision_config", {})})
+    if ("text_config" in config or "vocab_size" in config) and "ImageClassification" not in architectures:
+        about = {**config, **config.get("text_config", {})}
+        length = min(12, int(about.get("max_position_embeddings", 16)) - 2)  # RoBERTa's positions start at 2
+        inputs["input_ids"] = draw.ids(about, length)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if any("MultipleChoice" in name for name in config.get("architectures") or ()):
+    if "MultipleChoice" in architectures:
         inputs = {name: one[:, None] for name, one in inputs.items()}
-    if any("ImageClassification" in name for name in config.get("architectures") or ()):
-        inputs = {"pixel_values": inputs["pixel_values"]}
     return inputs
+
+
+# What the config classes of newer transformers raise for values that do not go together: no ValueError.
+_BAD_CONFIG: type[Exception] = getattr(hub_errors, "StrictDataclassError", ValueError)
 
 
 def _transformers_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
     import transformers
 
-    model_type = str(config.get("model_type"))
+    model_type = config.get("model_type")
+    if not model_type:
+        raise Unavailable("the config does not name a model_type, so its class is unknown")
     try:
         plain = {key: value for key, value in config.items() if key not in ("axes", "prefix", "auto_map")}
         built = transformers.AutoConfig.for_model(**plain)
-    except (ValueError, TypeError) as error:
-        raise Unavailable(f"transformers knows no model of type {model_type!r}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, _BAD_CONFIG) as error:
+        raise Unavailable(f"transformers cannot read this config of model_type {model_type!r}: {error!r}") from error
     named = [getattr(transformers, name, None) for name in config.get("architectures") or ()]
     found = next((one for one in named if one is not None), None)
     if found is None:
-        found = transformers.AutoModel._model_mapping[type(built)]
+        try:
+            found = transformers.AutoModel._model_mapping[type(built)]
+        except LookupError as error:
+            raise Unavailable(f"transformers has no plain model of type {model_type!r}") from error
     built._attn_implementation = "eager"
     return built, found
 
@@ -146,8 +214,17 @@ def _module_runner(model: nn.Module, names: tuple[str, ...]) -> Runner:
         with torch.no_grad():
             found = model(**inputs)
         if isinstance(found, dict):
-            return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+            return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
         return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
+
+    return run
+
+
+def _timm_runner(model: nn.Module, has_head: bool) -> Runner:
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            found = model(**inputs)
+        return {"logits" if has_head else "features" if found.dim() == 2 else "tokens": found}
 
     return run
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,8 +16,10 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InputError
-from .layout import Family, Layout, bind, canonical_names, unmoved_layout
+from .layout import Family, Layout, bind, canonical_names, is_complete, unmoved_layout
 from .layouts import FAMILIES, find_family
+from .modelling import complete_config
+from .vocabulary import check_vocabularies
 
 ModelLike = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
 ConfigLike = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -77,11 +82,21 @@ class Models:
 
     def is_head(self, name: str) -> bool:
         """Whether a tensor may be in one of the models only: a head, a pooler, a projection."""
-        return self.family is None or any(re.fullmatch(pattern, name) for pattern in self.family.optional)
+        if self.family is None:  # nothing is known but that a fine-tune may have a head of its own
+            return name not in self.source and name not in self.target
+        return any(re.fullmatch(pattern, name) for pattern in self.family.optional)
+
+    def all(self) -> list[Model]:
+        """The models there are, in the order of the command line."""
+        return [model for model in (self.source, self.tuned, self.target) if model is not None]
+
+    def towers(self, model: Model) -> set[str | None]:
+        """Names of the towers (with their dot) that a model has."""
+        return set() if self.family is None else _towers(self.family, model)
 
     def lacks_tower(self, model: Model, name: str) -> bool:
         """Whether a model has nothing of the whole tower a tensor belongs to (CLIP's image tower alone, say)."""
-        return self.family is not None and _tower_of(self.family, name) not in _towers(self.family, model)
+        return self.family is not None and _tower_of(self.family, name) not in (*_towers(self.family, model), None)
 
     def shared(self) -> list[str]:
         """Floating-point tensors that both bases have in the same shape: the evidence."""
@@ -112,13 +127,45 @@ def open_models(
         InputError: something cannot be read, or the models do not belong together.
     """
     given = {"source": source, "target": target, "tuned": tuned}
-    opened = {role: open_checkpoint(one, config=config) for role, one in given.items() if one is not None}
+    opened = {role: _open(one, config) for role, one in given.items() if one is not None}
     found = _common_family(opened, family, need_layout)
-    models = {role: _named(role, checkpoint, found) for role, checkpoint in opened.items()}
-    layout = _bind(found, models)
+    models = _named(opened, found)
+    try:
+        layout = _bind(found, models)
+    except InputError:
+        if need_layout or family is not None:
+            raise
+        found, layout = None, unmoved_layout(name for model in models.values() for name in model.floats())
     result = Models(found, layout, models["source"], models["target"], models.get("tuned"))
+    check_vocabularies({role: one.companions for role, one in opened.items()})
     _check_shapes(result)
     return result
+
+
+def _open(model: ModelLike, config: ConfigLike) -> Checkpoint:
+    """Opens a model; what the caller says may complete a config on disk but not contradict it."""
+    plain = open_checkpoint(model)
+    merged = open_checkpoint(plain, config=config)
+    for key, value in plain.config.items():
+        if merged.config[key] != value and key not in ("architectures", "axes", "prefix"):
+            raise InputError(
+                f"{plain.location}: its config says {key} = {json.dumps(value)}, the given one "
+                f"{json.dumps(merged.config[key])}; a config can be completed but not contradicted"
+            )
+    _check_config(merged)
+    return merged
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    """Refuses values that the code would trip over."""
+    kinds = {"model_type": str, "architectures": list, "axes": Mapping, "prefix": str, "architecture": str}
+    kinds |= {key: Mapping for key in ("text_config", "vision_config", "model_cfg", "model_args")}
+    for key, kind in kinds.items():
+        value = checkpoint.config.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise InputError(
+                f"{checkpoint.location}: the config key {key!r} is {value!r}, which is not a {kind.__name__}"
+            )
 
 
 def _common_family(opened: Mapping[str, Checkpoint], name: str | None, need: bool) -> Family | None:
@@ -128,13 +175,10 @@ def _common_family(opened: Mapping[str, Checkpoint], name: str | None, need: boo
         listed = ", ".join(f"{role} ({opened[role].location}) is {family.name}" for role, family in known.items())
         raise InputError(f"the models are of different architectures: {listed}")
     missing = [role for role in opened if role not in known]
-    if missing and (need or known):
+    if missing and need:
         role = missing[0]
-        what = (
-            opened[role].config.get("model_type")
-            or opened[role].config.get("architecture")
-            or "no model_type in its config"
-        )
+        config = opened[role].config
+        what = config.get("model_type") or config.get("architecture") or "no model_type in its config"
         raise InputError(
             f"{role} {opened[role].location}: no layout is known for it ({what}). Known families: "
             f"{', '.join(FAMILIES)}; name one with --family and --config, or use --method naive, which needs none."
@@ -142,9 +186,13 @@ def _common_family(opened: Mapping[str, Checkpoint], name: str | None, need: boo
     return next(iter(known.values()), None)
 
 
-def _named(role: str, checkpoint: Checkpoint, family: Family | None) -> Model:
+def _named(opened: Mapping[str, Checkpoint], family: Family | None) -> dict[str, Model]:
     if family is None:
-        return Model(role, checkpoint, {name: name for name in checkpoint.headers}, {})
+        return _named_alike(opened)
+    return {role: _named_by(family, role, checkpoint) for role, checkpoint in opened.items()}
+
+
+def _named_by(family: Family, role: str, checkpoint: Checkpoint) -> Model:
     names = canonical_names(family, checkpoint.headers, checkpoint.config)
     disk: dict[str, str] = {}
     for on_disk, name in names.items():
@@ -155,31 +203,61 @@ def _named(role: str, checkpoint: Checkpoint, family: Family | None) -> Model:
     return Model(role, checkpoint, disk, {} if untied else family.tied)
 
 
+def _named_alike(opened: Mapping[str, Checkpoint]) -> dict[str, Model]:
+    """Models of an unknown family: a prefix most of a model's names have goes, where that makes names agree."""
+    choices = [[(role, prefix) for prefix in _prefixes(one)] for role, one in opened.items()]
+
+    def agreement(choice: Sequence[tuple[str, str]]) -> int:
+        return len(set.intersection(*({n.removeprefix(p) for n in opened[role].headers} for role, p in choice)))
+
+    best = max(product(*choices), key=agreement)  # the first of equals: no prefix removed
+    return {
+        role: Model(role, opened[role], {name.removeprefix(prefix): name for name in opened[role].headers}, {})
+        for role, prefix in best
+    }
+
+
+def _prefixes(checkpoint: Checkpoint) -> list[str]:
+    first = Counter(name.split(".")[0] + "." for name in checkpoint.headers if "." in name)
+    return ["", *(prefix for prefix, count in first.items() if 2 * count > len(checkpoint.headers))]
+
+
 def _bind(family: Family | None, models: Mapping[str, Model]) -> Layout:
     order = [models[role] for role in ("tuned", "source", "target") if role in models]
     shapes = {name: model.shape(name) for model in reversed(order) for name in model.floats()}
     if family is None:
         return unmoved_layout(shapes)
-    heads_from = [models["tuned"]] if "tuned" in models else order
-    architectures = [a for model in heads_from for a in model.checkpoint.config.get("architectures") or ()]
-    layouts = [_bind_one(family, model, shapes, architectures) for model in order]
+    _check_depths(family, order)
+    layouts = [_bind_one(family, model, shapes, _head_owners(family, order)) for model in order]
     for model, layout in zip(order[1:], layouts[1:], strict=True):
         _check_facts(order[0], layouts[0], model, layout)
     return max(layouts, key=lambda layout: len(layout.facts))
 
 
-def _bind_one(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]], architectures: list[str]) -> Layout:
+def _head_owners(family: Family, order: Sequence[Model]) -> Sequence[Model]:
+    """The models whose architecture says what the heads are: tuned, if it has any; else all."""
+    first = order[0]
+    heads = first.role == "tuned" and any(re.fullmatch(p, name) for p in family.optional for name in first.disk)
+    return [first] if heads else order
+
+
+def _bind_one(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]], owners: Sequence[Model]) -> Layout:
     """The layout as one model's config has it, over the tensors of all models in the towers this one has."""
     towers = _towers(family, model)
     mine = {name: shape for name, shape in shapes.items() if _tower_of(family, name) in (*towers, None)}
+    architectures = [a for owner in owners for a in owner.checkpoint.config.get("architectures") or ()]
+    owned = {name for owner in owners for name in owner.disk}
+    config = model.checkpoint.config
+    if not is_complete(family, config):
+        config = complete_config(config)
     try:
-        return bind(family, mine, {**model.checkpoint.config, "architectures": architectures})
+        return bind(family, mine, {**config, "architectures": architectures}, owned)
     except InputError as error:
         raise InputError(f"{model.role} {model.checkpoint.location}: {error}") from error
 
 
 def _tower_of(family: Family, name: str) -> str | None:
-    """The tower a layer's tensor belongs to; None for a tensor outside the layers, or unknown."""
+    """The tower a tensor belongs to; None if it is unknown."""
     found = next((row for row in family.rows if row.pattern.fullmatch(name)), None)
     return found.tower.name if found else None
 
@@ -189,15 +267,37 @@ def _towers(family: Family, model: Model) -> set[str | None]:
     return {row.tower.name for row in layers if any(row.pattern.fullmatch(name) for name in model.disk)}
 
 
+def _check_depths(family: Family, order: Sequence[Model]) -> None:
+    first = _depths(family, order[0])
+    for model in order[1:]:
+        for tower, depth in _depths(family, model).items():
+            if first.get(tower, depth) != depth:
+                raise InputError(
+                    f"the number of layers differs{' in ' + tower if tower else ''}: {first[tower]} in {order[0].role} "
+                    f"({order[0].checkpoint.location}), {depth} in {model.role} ({model.checkpoint.location})"
+                )
+
+
+def _depths(family: Family, model: Model) -> dict[str, int]:
+    """How many layers a model has, by tower, from its own tensors."""
+    found: dict[str, int] = {}
+    for name in model.disk:
+        for row in family.rows:
+            layer = row.pattern.fullmatch(name) if "l" in row.pattern.groupindex else None
+            if layer:
+                found[row.tower.name] = max(found.get(row.tower.name, 0), int(layer["l"]) + 1)
+    return found
+
+
 def _check_facts(one: Model, first: Layout, other: Model, second: Layout) -> None:
     for tower, facts in first.facts.items():
         if tower not in second.facts:
             continue
         for key, value in facts.items():
-            if second.facts.get(tower, {}).get(key) != value:
+            if None not in (value, second.facts[tower][key]) and second.facts[tower][key] != value:
                 raise InputError(
                     f"{key} differ{' in the ' + tower + ' tower' if tower else ''}: {value} in {one.role} "
-                    f"({one.checkpoint.location}), {second.facts.get(tower, {}).get(key)} in {other.role} "
+                    f"({one.checkpoint.location}), {second.facts[tower][key]} in {other.role} "
                     f"({other.checkpoint.location}); maps between them would not keep the function"
                 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint
+from .delta import task_vector
 from .errors import InputError
 from .models import Model, Models
 from .writing import plan_like
@@ -27,6 +29,10 @@ HEAD_KEYS = (
     "seq_classif_dropout",
     "tie_word_embeddings",
 )
+
+
+# Heads whose rows are labels of a task.
+LABEL_HEAD = re.compile(r"(classifier|cls_classifier|distillation_classifier|pre_classifier|head|head_dist)\.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ def make_plan(models: Models) -> Plan:
         InputError: nothing would be moved.
     """
     assert models.tuned is not None
-    actions = {name: _action(models, name) for name in [*models.target.disk, *models.tuned.disk]}
+    new_heads = _new_heads(models) if models.family else set()
+    actions = {name: _action(models, name, new_heads) for name in [*models.target.disk, *models.tuned.disk]}
     as_tuned = "carry" in actions.values() and models.family is not None
     if as_tuned:
         actions = {n: "drop" if _is_left_behind(models, n) and a == "copy" else a for n, a in actions.items()}
@@ -85,19 +92,50 @@ def make_plan(models: Models) -> Plan:
     return Plan(steps, as_tuned, floats.most_common(1)[0][0])
 
 
-def _action(models: Models, name: str) -> str:
+def _new_heads(models: Models) -> set[str]:
+    """Heads that all three models have but that mean something else in tuned: other labels, or trained from scratch.
+
+    Target's head plus the difference would be the sum of two unrelated heads, so tuned's own is carried instead.
+    """
+    source, tuned, target = models.source, models.tuned, models.target
+    assert tuned is not None
+    labels = [_raw_config(model.checkpoint)[1].get("id2label") for model in (tuned, source, target)]
+    found = set()
+    for name in tuned.floats():
+        head = name.split(".")[0]
+        if not LABEL_HEAD.match(name) or len(tuned.shape(name)) < 2 or name not in source or name not in target:
+            continue
+        if any(other != labels[0] for other in labels[1:]):
+            found.add(head)
+        elif tuned.shape(name) == source.shape(name):
+            delta, base = task_vector(source, tuned, name)
+            found |= {head} if delta.norm() > base.norm() else set()
+    return found
+
+
+def _action(models: Models, name: str, new_heads: set[str]) -> str:
     source, tuned, target = models.source, models.tuned, models.target
     assert tuned is not None
     if name in target.disk and not target.dtype(name).is_floating_point:
         return "copy"
+    if models.lacks_tower(target, name):
+        return "skip"
     if name not in tuned:
         return "copy"
     if name in tuned.disk and not tuned.dtype(name).is_floating_point:
         return "skip"
     if name in tuned.tied and name not in target.disk and tuned.tied[name] in tuned.disk:
         return "skip"  # it equals another tensor, which is written
-    shapes = {model.shape(name) if name in model else None for model in (source, tuned, target)}
-    return "add" if len(shapes) == 1 else "carry"
+    # A decoder of tuned's own meets embeddings only where they serve as one; a bare target has none to add to.
+    meets = _has_head if name in tuned.disk and name not in tuned.tied else Model.__contains__
+    shapes = {model.shape(name) if meets(model, name) else None for model in (source, tuned, target)}
+    return "add" if len(shapes) == 1 and name.split(".")[0] not in new_heads else "carry"
+
+
+def _has_head(model: Model, name: str) -> bool:
+    """Whether a model has a tensor, or has it tied to another one in a head whose other tensors are there."""
+    head = name.rsplit(".", 2)[0]
+    return name in model.disk or (name in model and any(other.startswith(f"{head}.") for other in model.disk))
 
 
 def _is_left_behind(models: Models, name: str) -> bool:
@@ -129,10 +167,22 @@ def output_config(plan: Plan, models: Models) -> tuple[str, dict[str, Any]]:
     file, config = _raw_config(models.target.checkpoint)
     if plan.as_tuned:
         _, tuned = _raw_config(models.tuned.checkpoint)
+        if config.get("model_type") != tuned.get("model_type"):
+            config = _as_tower(config, tuned)
         config = {k: v for k, v in config.items() if k not in HEAD_KEYS} | {
             k: tuned[k] for k in HEAD_KEYS if k in tuned
         }
     return file, config
+
+
+def _as_tower(target: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
+    """Tuned's config with target's own in the place of the tower it describes ("clip_vision_model" in "clip")."""
+    kind = str(target.get("model_type"))
+    key = next((k for k in ("text_config", "vision_config") if k in tuned and k.removesuffix("_config") in kind), None)
+    if key is None:
+        return target
+    own = {k: v for k, v in target.items() if k not in HEAD_KEYS}
+    return tuned | {key: {**tuned[key], **own}}
 
 
 def _raw_config(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:

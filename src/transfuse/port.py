@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from tqdm import tqdm
 
 from . import __version__
 from .card import model_card
+from .delta import task_vector
 from .errors import InputError, VerificationError
-from .layout import Layout
-from .maps import Maps
-from .match import MatchOptions, match_models, null_test, tensor_generator
+from .layout import Layout, canonical_names
+from .maps import Maps, PerHead
+from .match import MatchOptions, match_models, stored_null, tensor_generator
 from .methods import DEFAULT_METHOD, METHODS, Method, get_method
 from .modelling import Unavailable, load_transformers
 from .models import ConfigLike, ModelLike, Models, open_models
-from .plan import Plan, Step, make_plan, moved_names, output_config, output_files
-from .relation import DeltaReport, Relation, delta_report, relation
+from .plan import LABEL_HEAD, Plan, Step, make_plan, moved_names, output_config, output_files
+from .relation import DeltaReport, delta_report, is_nearer, relation
 from .transport import transport
 from .verify import Equivalence, check_equivalence
 from .writing import check_output, write_checkpoint
@@ -77,20 +79,19 @@ class PortedTensors:
         if step.action == "copy":
             return self.models.target.tensor(step.name)
         if step.action == "carry":
-            return self.move(step.name, self.models.tuned.tensor(step.name)).to(self.plan.dtype)
+            carried = self.move(step.name, self.models.tuned.tensor(step.name)).to(self.plan.dtype)
+            return _finite(out, carried)
         old = self.models.target.tensor(step.name)
         update = self.alpha * self.delta(step.name)
         new = (old.to(update.dtype) + update).to(old.dtype)
         nonzero = update != 0
         self.lost[out] = (int((nonzero & (new == old)).sum()), int(nonzero.sum()))
-        return new
+        return _finite(out, new)
 
     def delta(self, name: str) -> Tensor:
         """The task vector of one tensor in the coordinates of target, float32 or float64."""
         assert self.models.tuned is not None
-        tuned, source = self.models.tuned.tensor(name), self.models.source.tensor(name)
-        dtype = torch.float64 if torch.float64 in (tuned.dtype, source.dtype) else torch.float32
-        delta = tuned.to(dtype) - source.to(dtype)
+        delta, _ = task_vector(self.models.source, self.models.tuned, name)
         if self.noise_seed is not None:
             return _random_like(delta, name, self.noise_seed)
         return self.move(name, delta)
@@ -117,7 +118,7 @@ def port(
     maps: Maps | str | os.PathLike[str] | None = None,
     family: str | None = None,
     config: ConfigLike = None,
-    null_trials: int = 3,
+    null_trials: int = 1,
     verify: bool = True,
     double: bool = False,
     force: bool = False,
@@ -134,7 +135,7 @@ def port(
         alpha: scale of the task vector.
         maps: maps (or their file) from an earlier `match` of the same two bases.
         family, config: see `match`.
-        null_trials: shuffled targets in the null test; 0 leaves it out.
+        null_trials: shuffled targets in the null test; 0 leaves it out. Given maps bring what was found with them.
         verify: run the mapped source against source, and load what was written.
         double: do that in float64.
         force: replace an existing output.
@@ -149,6 +150,8 @@ def port(
         InputError: an input cannot be used.
         VerificationError: the mapped source is not source, or the output does not load; nothing is written.
     """
+    if not math.isfinite(alpha):
+        raise InputError(f"alpha is {alpha}; a finite number is needed")
     row, chosen = get_method(method), MatchOptions(**options)
     given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
     if given is not None:
@@ -158,35 +161,40 @@ def port(
         check_output(place, force=force)
     models = open_models(source, target, tuned, family=family, config=config, need_layout=row.group != "identity")
     if place is not None:
-        _refuse_inputs(models, place)
-    plan, delta = make_plan(models), delta_report(models)
-    if delta.verdict != "fine-tune":
-        log.warning(
-            "the task vector is %.2f of the weights' norm: is this the base of the fine-tune?", delta.relative_norm
-        )
+        _refuse_inputs(models, place, maps)
+    plan = make_plan(models)
+    delta = delta_report(models, heads_come=bool(plan.of("carry")))
+    about = _about(models, row, plan, delta, alpha)
     if dry_run:
-        return _dry(models, row, plan, delta, alpha)
-    found = _check_maps(models, given) if given is not None else match_models(models, row, chosen, progress=progress)
+        tensors = PortedTensors(models, plan, models.layout, Maps({}), alpha, None)
+        return PortResult(about | {"dry_run": True}, Maps({}), None, tensors)
+    if given is None:
+        found = match_models(models, row, chosen, null_trials=null_trials, progress=progress)
+    else:
+        found = _check_maps(models, given)
+    equivalence = _checked_equivalence(models, found, chosen.seed, double) if verify and found.spaces else None
     layout = models.layout.with_ties(streams=found.streams, tie_qkv=found.tie_qkv)
-    null = None
-    if null_trials and found.spaces:
-        null = null_test(models, found, row, chosen, trials=null_trials, progress=progress)
-    equivalence = (
-        check_equivalence(models.source, layout, found, seed=chosen.seed, double=double)
-        if verify and found.spaces
-        else None
-    )
-    if equivalence is not None and equivalence.passed is False:
-        raise VerificationError(
-            f"the mapped source differs from source by {equivalence.error:.1e} ({equivalence.checked}): the maps do "
-            "not keep the function, so nothing was written. Please report this with the model's config."
-        )
     tensors = PortedTensors(models, plan, layout, found, alpha, chosen.seed if row.control else None)
-    report = _report(models, row, plan, delta, alpha, found, relation(models, found, null), equivalence)
+    report = about | _findings(models, row, found, equivalence)
     result = PortResult(report, found, place, tensors)
     if place is not None:
         _write(result, place, models, plan, verify=verify, force=force, progress=progress)
     return result
+
+
+def _checked_equivalence(models: Models, maps: Maps, seed: int, double: bool) -> Equivalence:
+    """Runs the mapped source against source.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    found = check_equivalence(models.source, models.layout, maps, seed=seed, double=double)
+    if found.passed is False:
+        raise VerificationError(
+            f"the mapped source differs from source by {found.error:.1e} in {found.checked}; the maps do not keep the "
+            f"function, so nothing was written. Please report this with the model's config. {found.reason}"
+        )
+    return found
 
 
 def _write(
@@ -203,7 +211,7 @@ def _write(
     def finish(folder: Path) -> dict[str, str]:
         result.report["lost_updates"] = tensors.lost_share
         if verify and models.target.checkpoint.kind == "transformers":
-            result.report["loads"] = _check_loads(folder, config)
+            result.report["loads"] = _check_loads(folder, config, models, [s.out for s in plan.of("carry")])
         card = model_card(models, result.report)
         return {"result.json": json.dumps(result.report, indent=2, sort_keys=True) + "\n", "README.md": card}
 
@@ -219,29 +227,48 @@ def _write(
     bar.close()
 
 
-def _check_loads(folder: Path, config: Mapping[str, Any]) -> str:
+def _check_loads(folder: Path, config: Mapping[str, Any], models: Models, carried: Iterable[str]) -> str:
     """Loads what was written in its real class; the name of that class.
 
     Raises:
-        VerificationError: weights are missing.
+        VerificationError: weights are missing that target or tuned has.
     """
     from .checkpoint import open_checkpoint
 
     written = open_checkpoint(folder)
     try:
-        model, missing = load_transformers(config, {name: written.tensor(name) for name in written})
+        model, loading = load_transformers(config, {name: written.tensor(name) for name in written})
     except Unavailable as error:
         return f"not checked: {error}"
-    if missing:
-        raise VerificationError(f"the ported model does not load: {type(model).__name__} misses {sorted(missing)[:5]}")
-    return type(model).__name__
+    name = type(model).__name__
+    if lost := sorted(one for one in loading.missing if _is_known(models, config, one)):
+        raise VerificationError(f"the ported model does not load: {name} misses {lost[:5]}")
+    if loading.mismatched:
+        raise VerificationError(
+            f"the ported model does not load: shapes differ in {name}: {sorted(loading.mismatched)}"
+        )
+    if ignored := sorted(loading.unexpected & set(carried)):
+        raise VerificationError(
+            f"{name} has no place for the carried {ignored[:5]}, so the head would be lost: tuned's config does not "
+            'name its architecture; give it, e.g. --config \'{"architectures": ["BertForSequenceClassification"]}\''
+        )
+    return name
 
 
-def _refuse_inputs(models: Models, out: Path) -> None:
-    """An output in the place of an input would destroy what it is made of."""
-    for model in (models.source, models.tuned, models.target):
-        if model is not None and model.checkpoint.root and model.checkpoint.root.resolve() == out.resolve():
-            raise InputError(f"{out} is where the {model.role} lies; give another place for the output")
+def _is_known(models: Models, config: Mapping[str, Any], name: str) -> bool:
+    """Whether target or tuned has a weight of the model class; a body is often saved without its pooler."""
+    known = canonical_names(models.family, [name], config)[name] if models.family else name
+    return any(model is not None and known in model.disk for model in (models.target, models.tuned))
+
+
+def _refuse_inputs(models: Models, out: Path, maps: Maps | str | os.PathLike[str] | None) -> None:
+    """An output in the place of an input, or around one, would destroy what it is made of."""
+    places = [(model.role, model.checkpoint.root) for model in models.all() if model.checkpoint.root is not None]
+    if isinstance(maps, str | os.PathLike):
+        places.append(("maps file", Path(maps)))
+    for role, place in places:
+        if place.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out} is where the {role} lies ({place}); give another place for the output")
 
 
 def _method_of_maps(maps: Maps) -> Method:
@@ -260,17 +287,16 @@ def _check_maps(models: Models, maps: Maps) -> Maps:
             )
     if maps.family != models.layout.family:
         raise InputError(f"the maps are of family {maps.family!r}, the models of {models.layout.family!r}")
+    spaces = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv).spaces
+    for name, one in maps.spaces.items():
+        heads = len(one.inner) if isinstance(one, PerHead) else None
+        if name not in spaces or (one.size, heads) != (spaces[name].size, spaces[name].heads):
+            raise InputError(f"the map of space {name!r} does not fit the models: the maps file is damaged")
     return maps
 
 
-def _dry(models: Models, method: Method, plan: Plan, delta: DeltaReport, alpha: float) -> PortResult:
-    report = _about(models, method, plan, delta, alpha) | {"dry_run": True}
-    tensors = PortedTensors(models, plan, models.layout, Maps({}), alpha, None)
-    return PortResult(report, Maps({}), None, tensors)
-
-
 def _about(models: Models, method: Method, plan: Plan, delta: DeltaReport, alpha: float) -> dict[str, Any]:
-    opened = {m.role: m.checkpoint for m in (models.source, models.tuned, models.target) if m is not None}
+    opened = {model.role: model.checkpoint for model in models.all()}
     return {
         "transfuse": __version__,
         "method": method.name,
@@ -283,27 +309,48 @@ def _about(models: Models, method: Method, plan: Plan, delta: DeltaReport, alpha
         "carried": [step.out for step in plan.of("carry")],
         "dropped": [step.name for step in plan.of("drop")],
         "delta": delta.as_dict(),
+        "warnings": _warnings(models, delta),
     }
 
 
-def _report(
-    models: Models,
-    method: Method,
-    plan: Plan,
-    delta: DeltaReport,
-    alpha: float,
-    maps: Maps,
-    related: Relation,
-    equivalence: Equivalence | None,
-) -> dict[str, Any]:
-    return _about(models, method, plan, delta, alpha) | {
+def _warnings(models: Models, delta: DeltaReport) -> list[str]:
+    """What looks like a mistake but need not be one; said on stderr too."""
+    assert models.tuned is not None
+    source, tuned, target = models.source, models.tuned, models.target
+    found = []
+    if delta.verdict in ("large", "unrelated"):
+        found.append(
+            f"the task vector is {delta.relative_norm:.2f} of the weights' norm, much for a fine-tune: "
+            f"is {source.checkpoint.location} really the base of {tuned.checkpoint.location}?"
+        )
+    if is_nearer(tuned, target, source):
+        found.append(
+            f"{tuned.checkpoint.location} is nearer to {target.checkpoint.location} than to "
+            f"{source.checkpoint.location}: are the arguments in order (OLD_BASE TUNED NEW_BASE)?"
+        )
+    if any(LABEL_HEAD.match(n) for n in source.disk) and not any(LABEL_HEAD.match(n) for n in tuned.disk):
+        found.append("source has a classifier and tuned has none: are OLD_BASE and TUNED swapped?")
+    for line in found:
+        log.warning("%s", line)
+    return found
+
+
+def _findings(models: Models, method: Method, maps: Maps, equivalence: Equivalence | None) -> dict[str, Any]:
+    return {
         "options": dict(maps.options),
-        "match": dict(maps.report),
-        "relation": related.as_dict(),
+        "match": {key: value for key, value in maps.report.items() if key != "null"},
+        "relation": relation(models, maps, stored_null(maps)).as_dict(),
         "equivalence": None if equivalence is None else equivalence.as_dict(),
         "exportable": method.exportable,
         "lost_updates": None,  # known once every tensor was written
     }
+
+
+def _finite(out: str, x: Tensor) -> Tensor:
+    """Inputs are finite, but their sum need not be in the dtype of target."""
+    if x.numel() and not torch.isfinite(torch.stack(x.aminmax())).all():
+        raise InputError(f"tensor {out!r} of the output overflows {x.dtype}, the dtype of target: is alpha too large?")
+    return x
 
 
 def _random_like(delta: Tensor, name: str, seed: int) -> Tensor:

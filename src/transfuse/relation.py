@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from .delta import task_vector
 from .errors import InputError
 from .maps import Maps
-from .match import NullTest, alignment, weight_evidence
-from .models import Models
+from .match import NullTest, alignment, layers_by_tower, weight_evidence
+from .models import Model, Models
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class DeltaReport:
         relative_norm: its norm over the norm of source.
         parts: the same by part (embeddings, each layer, the rest); None where source is zero and tuned is not.
         changed: share of tensors that changed at all.
-        verdict: "fine-tune", "large" (more than half the weights' own norm) or "unrelated" (more than all of it).
+        verdict: "fine-tune", "head-only" (nothing but a new head), "large" (more than half the weights' own norm) or
+            "unrelated" (more than all of it).
     """
 
     relative_norm: float
@@ -35,11 +38,14 @@ class DeltaReport:
         return asdict(self)
 
 
-def delta_report(models: Models) -> DeltaReport:
+def delta_report(models: Models, *, heads_come: bool = False) -> DeltaReport:
     """Measures the task vector.
 
+    Args:
+        heads_come: whether a head of tuned is carried over, so that an unchanged body is still worth a port.
+
     Raises:
-        InputError: it is zero: tuned is the same model as source.
+        InputError: it is zero, or no tensor of tuned has a name of source.
     """
     source, tuned = models.source, models.tuned
     assert tuned is not None
@@ -48,13 +54,18 @@ def delta_report(models: Models) -> DeltaReport:
     for name in source.floats():
         if name not in tuned.disk or tuned.shape(name) != source.shape(name):
             continue
-        base = source.tensor(name).double()
-        delta = tuned.tensor(name).double() - base
+        delta, base = task_vector(source, tuned, name)
         part = squares.setdefault(part_of(name), [0.0, 0.0])
-        part[0] += float(delta.square().sum())
-        part[1] += float(base.square().sum())
+        part[0] += float(delta.square().sum(dtype=torch.float64))
+        part[1] += float(base.square().sum(dtype=torch.float64))
         changed, total = changed + bool(delta.any()), total + 1
-    if not changed:
+    if not total:
+        raise InputError(
+            f"no tensor of tuned {tuned.checkpoint.location} has the name and shape of one of source "
+            f"{source.checkpoint.location} ({next(iter(tuned.disk), '-')!r}, {next(iter(source.disk), '-')!r}): "
+            "another architecture, or another prefix; name the family"
+        )
+    if not changed and not heads_come:
         raise InputError(
             f"tuned {tuned.checkpoint.location} has the same weights as source {source.checkpoint.location}: the task "
             "vector is zero, there is nothing to port (was the base given twice, or the fine-tune never saved?)"
@@ -62,8 +73,28 @@ def delta_report(models: Models) -> DeltaReport:
     # JSON has no infinity; a part that is zero in both did not change.
     parts = {part: (d / b) ** 0.5 if b else None if d else 0.0 for part, (d, b) in squares.items()}
     overall = (sum(d for d, _ in squares.values()) / max(sum(b for _, b in squares.values()), 1e-30)) ** 0.5
-    verdict = "fine-tune" if overall < 0.5 else "large" if overall < 1 else "unrelated"
-    return DeltaReport(overall, parts, changed / total, verdict)
+    return DeltaReport(overall, parts, changed / total, _delta_verdict(overall, changed))
+
+
+def _delta_verdict(relative_norm: float, changed: int) -> str:
+    if not changed:
+        return "head-only"
+    return "fine-tune" if relative_norm < 0.5 else "large" if relative_norm < 1 else "unrelated"
+
+
+def is_nearer(tuned: Model, target: Model, source: Model) -> bool:
+    """Whether tuned is nearer to target than to source, over the tensors all three have in one shape."""
+    distances = [0.0, 0.0]
+    for name in tuned.floats():
+        if (
+            name in source.disk
+            and name in target.disk
+            and source.shape(name) == target.shape(name) == tuned.shape(name)
+        ):
+            new = tuned.tensor(name).float()
+            for i, base in enumerate((target, source)):
+                distances[i] += float((new - base.tensor(name).float()).square().sum(dtype=torch.float64))
+    return distances[0] < distances[1]
 
 
 def part_of(name: str) -> str:
@@ -77,57 +108,70 @@ class Relation:
     """How source and target are related.
 
     Attributes:
-        cosine: of all matrices as they are.
-        verdict: "same-lineage", "related-coordinates", "no-correspondence" or "not-tested".
+        verdict: a key of `TEXTS`; of two towers, that of the one with less correspondence.
         text: the verdict in a sentence.
-        null: the null test behind it.
+        towers: verdict of each tower ("model" where there is one).
+        cosines: of the layers' matrices as they are, by tower.
+        null: the null test behind it, by tower; None if it was not run.
     """
 
-    cosine: float
     verdict: str
     text: str
-    null: NullTest | None = None
+    towers: dict[str, str]
+    cosines: dict[str, float]
+    null: dict[str, NullTest] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For result.json."""
         return asdict(self)
 
 
+# From the least correspondence to the most.
 TEXTS = {
-    "same-lineage": "Same lineage: the two bases share their coordinates as they are; adding the task vector (naive) "
-    "is the right thing, and matching should return the identity.",
-    "related-coordinates": "Related coordinates: units of the two bases correspond after matching, far beyond what "
-    "matching reaches on a shuffled target.",
+    "not-tested": "The weights do not agree as they are, and no matching was tested.",
     "no-correspondence": "No correspondence found in the weights: matching reaches no more than it reaches on a "
     "shuffled target. A port by weights alone is not expected to carry the task over; check it on data before use.",
-    "not-tested": "The relation of the two bases was not tested beyond their cosine.",
+    "weak-correspondence": "Some units correspond, beyond what matching reaches on a shuffled target, but only part of "
+    "the weights: expect a part of the gain at best, and compare with naive and with alpha 0 on data.",
+    "related-coordinates": "The bases correspond unit by unit after matching, far beyond what matching reaches on a "
+    "shuffled target.",
+    "same-lineage": "The bases share their coordinates as they are; adding the task vector unchanged (naive) is right, "
+    "and matching gives the identity or nearly so.",
 }
 
 
-def relation(models: Models, maps: Maps | None = None, null: NullTest | None = None) -> Relation:
+def relation(models: Models, maps: Maps | None = None, null: Mapping[str, NullTest] | None = None) -> Relation:
     """Says how source and target are related.
 
     Args:
         maps, null: what matching and its null test found, if they were run.
     """
-    cosine = null.identity if null else raw_cosine(models)
-    if cosine > 0.3 and (maps is None or maps.report.get("identity_is_as_good") or maps.is_identity):
-        verdict = "same-lineage"
-    elif null is None:
-        verdict = "not-tested"
-    else:
-        verdict = "related-coordinates" if null.corresponds else "no-correspondence"
-    return Relation(cosine, verdict, TEXTS[verdict], null)
+    cosines = {tower: one.identity for tower, one in null.items()} if null else raw_cosines(models)
+    as_is = maps is None or maps.is_identity or bool(maps.report.get("identity_is_as_good"))
+    towers = {tower: _verdict(cosine, as_is, null[tower] if null else None) for tower, cosine in cosines.items()}
+    weakest = min(towers.values(), key=list(TEXTS).index)
+    text = TEXTS[weakest]
+    if len(set(towers.values())) > 1:
+        text += " By tower: " + ", ".join(f"{tower} {verdict}" for tower, verdict in towers.items()) + "."
+    return Relation(weakest, text, towers, cosines, dict(null) if null else None)
 
 
-def raw_cosine(models: Models) -> float:
-    """Cosine of source and target over all matrices that both have, as they are."""
+def _verdict(cosine: float, as_is: bool, null: NullTest | None) -> str:
+    if cosine > 0.3 and (as_is or (null is not None and null.matched < cosine + 0.01)):
+        return "same-lineage"
+    return "not-tested" if null is None else null.verdict
+
+
+def raw_cosines(models: Models) -> dict[str, float]:
+    """Cosine of source and target over the layers' matrices, as they are, by tower."""
     if models.layout.spaces:
-        return alignment(weight_evidence(models, models.layout, "cpu"), {})
+        evidence = weight_evidence(models, models.layout, "cpu")
+        return {tower: alignment(evidence, {}, names) for tower, names in layers_by_tower(evidence).items()}
     product = left = right = 0.0
     for name in models.shared():
-        one, other = (model.tensor(name).double() for model in (models.source, models.target))
-        if one.ndim > 1:
-            product += float((one * other).sum())
-            left, right = left + float(one.square().sum()), right + float(other.square().sum())
-    return product / max((left * right) ** 0.5, torch.finfo(torch.float64).tiny)
+        if len(models.source.shape(name)) > 1:
+            one, other = (model.tensor(name).float() for model in (models.source, models.target))
+            product += float((one * other).sum(dtype=torch.float64))
+            left += float(one.square().sum(dtype=torch.float64))
+            right += float(other.square().sum(dtype=torch.float64))
+    return {"model": product / max((left * right) ** 0.5, torch.finfo(torch.float64).tiny)}

@@ -12,7 +12,7 @@ from .clip import CLIP, SIGLIP
 from .distilbert import DISTILBERT
 from .open_clip import OPEN_CLIP
 from .reference import REFERENCE
-from .timm_vit import TIMM_VIT
+from .timm_vit import TIMM_VIT, is_plain_vit
 from .torch_encoder import TORCH_ENCODER
 from .vit import DEIT, DINOV2, VIT
 
@@ -48,7 +48,7 @@ def find_family(config: Mapping[str, Any], kind: str, name: str | None = None) -
         return FAMILIES[name]
     if kind == "open_clip":
         return OPEN_CLIP
-    if kind == "timm" and str(config.get("architecture", "")).startswith(("vit_", "deit")):
+    if kind == "timm" and is_plain_vit(str(config.get("architecture", ""))):
         return TIMM_VIT
     model_type = config.get("model_type")
     return next((family for family in FAMILIES.values() if model_type in family.model_types), None)

@@ -40,7 +40,9 @@ BERT = Family(
             norm=("=post",),
             table=_ENCODER
             + """
-    classifier.*                                    _ <- pooled
+    classifier.*                                    _ <- pooled           if SequenceClassification
+    classifier.*                                    _ <- pooled           if MultipleChoice
+    classifier.*                                    _ <- stream.{last}    unless pooler.dense.weight
     cls.predictions.transform.dense.*               embed <- stream.{last}
     cls.predictions.transform.LayerNorm.*           embed
     cls.predictions.decoder.*                       vocab <- embed
@@ -69,7 +71,8 @@ ROBERTA = Family(
             table=_ENCODER
             + _SEQUENCE_HEAD
             + """
-    classifier.*                                    _ <- pooled    if MultipleChoice
+    classifier.*                                    _ <- pooled           if MultipleChoice
+    classifier.*                                    _ <- stream.{last}    unless pooler.dense.weight
     lm_head.dense.*                                 embed <- stream.{last}
     lm_head.layer_norm.*                            embed
     lm_head.decoder.*                               vocab <- embed
@@ -96,6 +99,8 @@ ELECTRA = Family(
             + """
     discriminator_predictions.dense.*               features <- stream.{last}
     discriminator_predictions.dense_prediction.*    _ <- features
+    sequence_summary.summary.*                      features <- stream.{last}
+    classifier.*                                    _ <- features         if MultipleChoice
     generator_predictions.dense.*                   embed <- stream.{last}
     generator_predictions.LayerNorm.*               embed
     generator_lm_head.*                             vocab <- embed
@@ -105,5 +110,11 @@ ELECTRA = Family(
     outputs=_OUTPUTS,
     tied={"generator_lm_head.weight": "embeddings.word_embeddings.weight"},
     ties=_SAME_WIDTH,
-    optional=(r"discriminator_predictions\..*", r"generator_.*", r"classifier\..*", r"qa_outputs\..*"),
+    optional=(
+        r"discriminator_predictions\..*",
+        r"generator_.*",
+        r"sequence_summary\..*",
+        r"classifier\..*",
+        r"qa_outputs\..*",
+    ),
 )

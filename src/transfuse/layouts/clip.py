@@ -37,8 +37,16 @@ _VISION = (
 
 
 def _tower(name: str, table: str) -> Tower:
-    keys = (f"{name}_config.num_attention_heads", "num_attention_heads")
-    return Tower(name=f"{name}.", heads=keys, activation=(f"{name}_config.hidden_act", "hidden_act"), table=table)
+    def keys(key: str) -> tuple[str, str]:
+        return f"{name}_config.{key}", key
+
+    return Tower(
+        name=f"{name}.",
+        heads=keys("num_attention_heads"),
+        layers=keys("num_hidden_layers"),
+        activation=keys("hidden_act"),
+        table=table,
+    )
 
 
 CLIP = Family(

@@ -10,6 +10,7 @@ DISTILBERT = Family(
     towers=(
         Tower(
             heads=("n_heads", "num_attention_heads"),
+            layers=("n_layers", "num_hidden_layers"),
             norm=("=post",),
             activation=("activation",),
             table="""
@@ -28,8 +29,8 @@ DISTILBERT = Family(
     vocab_layer_norm.*                             stream.{first}
     vocab_projector.*                              vocab <- stream.{first}
     pre_classifier.*                               features <- stream.{last}
-    classifier.*                                   _ <- stream.{last}    if TokenClassification
-    classifier.*                                   _ <- features
+    classifier.*                                   _ <- features    if pre_classifier.weight
+    classifier.*                                   _ <- stream.{last}
     qa_outputs.*                                   _ <- stream.{last}
 """,
         ),

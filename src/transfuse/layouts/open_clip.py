@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import InputError
 from ..layout import Family, Tower
 
 _BLOCKS = """
@@ -25,7 +26,14 @@ def _activation(config: Mapping[str, Any]) -> str | None:
 
 def _text_heads(config: Mapping[str, Any]) -> int | None:
     text = config.get("model_cfg", {}).get("text_cfg")
-    return None if text is None else int(text.get("heads", 8))  # 8 is CLIPTextCfg's own default
+    if text is None:
+        return None
+    if text.get("proj_type") == "none":
+        raise InputError(
+            "its text tower has no projection (text_cfg.proj_type is 'none'): the stream itself is the public embedding "
+            "and cannot be moved; this variant is not supported"
+        )
+    return int(text.get("heads", 8))  # CLIPTextCfg's own default
 
 
 def _vision_heads(config: Mapping[str, Any]) -> int | None:
@@ -43,6 +51,7 @@ OPEN_CLIP = Family(
         Tower(
             name="text.",
             heads=(_text_heads, "heads"),
+            layers=("model_cfg.text_cfg.layers",),
             activation=(_activation, "activation"),
             table=_BLOCKS.replace("{tower}", "")
             + """
@@ -59,6 +68,7 @@ OPEN_CLIP = Family(
         Tower(
             name="vision.",
             heads=(_vision_heads, "heads"),
+            layers=("model_cfg.vision_cfg.layers",),
             activation=(_activation, "activation"),
             table=_BLOCKS.replace("{tower}", "visual.")
             + """

@@ -8,6 +8,7 @@ REFERENCE = Family(
     towers=(
         Tower(
             heads=("num_heads",),
+            layers=("layers",),
             norm=("norm_first",),
             activation=("=gelu",),
             table="""

@@ -28,11 +28,20 @@ def _registry_heads(config: Mapping[str, Any]) -> int | None:
     return next((heads for pattern, heads in _HEADS if re.match(pattern, named)), None)
 
 
+def is_plain_vit(architecture: str) -> bool:
+    """Whether timm builds its VisionTransformer for that name.
+
+    vit_pe_* and *_rope_* have rotary positions, which fix the units inside a head; nothing in their tensors says so.
+    """
+    return re.match(r"(vit|deit3?)_(?!pe_)(?!.*rope)", architecture) is not None
+
+
 TIMM_VIT = Family(
     name="timm_vit",
     model_types={},
     towers=(
         Tower(
+            layers=("model_args.depth",),
             heads=("model_args.num_heads", "num_heads", _registry_heads),
             activation=("model_args.act_layer", "=gelu"),
             table="""
@@ -64,6 +73,7 @@ TIMM_VIT = Family(
 """,
         ),
     ),
+    outputs={"features": "_, features", "tokens": "_, _, features"},  # of a model without a head
     ties=(Tie("features", "stream.{last}", unless="attn_pool.latent"),),
     optional=(r"head(_dist)?\..*", r"fc_norm\..*"),
 )

@@ -12,6 +12,7 @@ TORCH_ENCODER = Family(
     towers=(
         Tower(
             heads=("num_heads", "nhead"),
+            layers=("num_layers",),
             norm=("norm_first", "=post"),
             activation=("activation", "=relu"),
             table="""
