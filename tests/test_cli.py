@@ -235,6 +235,15 @@ def test_match_then_verify_then_port(models: dict[str, str], tmp_path: Path, met
     assert f"{maps} was made for another source than {target} (fingerprints differ)" in message
 
 
+def test_maps_bring_their_method(three: tuple[str, str, str], tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    ok("match", three[0], three[2], "-o", maps, "--null-trials", "1")
+    said = failed(2, "port", *three, "-o", tmp_path / "out", "--maps", maps, "--method", "transfusion")
+    assert "--maps brings its method along" in said
+    report = as_json("port", *three, "-o", tmp_path / "out", "--maps", maps)
+    assert report["method"] == "tied" and len(report["relation"]["null"]["model"]["entries"]) == 1
+
+
 def test_options_reach_the_library(three: tuple[str, str, str], tmp_path: Path) -> None:
     report = as_json(
         "port", *three, "-o", tmp_path / "out", "--alpha", "0.25", "--seed", "3", "--restarts", "1",

@@ -258,6 +258,17 @@ def test_a_language_model_on_a_bare_target(tmp_path: Path, tied: bool) -> None:
     assert ported.config.tie_word_embeddings == tied
 
 
+def test_a_head_alone_comes_along(tmp_path: Path) -> None:
+    """A probe on a frozen body: the task vector of the body is zero, but the head has to be carried."""
+    source = bert()
+    tuned, (target, _) = fine_tuned(source, BertForSequenceClassification, size=0.0), planted(source, 1)
+    folders = [save(model, tmp_path / str(i)) for i, model in enumerate((source, tuned, target))]
+    result = port(*folders, out=tmp_path / "out", null_trials=0)
+    assert result.report["delta"]["verdict"] == "head-only"
+    ported = load(BertForSequenceClassification, tmp_path / "out")
+    assert distance(logits(ported, input_ids=IDS), logits(tuned, input_ids=IDS)) < EXACT
+
+
 def test_an_image_tower_over_bases_of_two_towers(tmp_path: Path) -> None:
     source = clip(CLIPModel)
     target, _ = planted(source, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -20,6 +21,8 @@ from .layout import Family, Layout, bind, canonical_names, is_complete, unmoved_
 from .layouts import FAMILIES, find_family
 from .modelling import complete_config
 from .vocabulary import check_vocabularies
+
+log = logging.getLogger(__name__)
 
 ModelLike = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
 ConfigLike = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -132,9 +135,10 @@ def open_models(
     models = _named(opened, found)
     try:
         layout = _bind(found, models)
-    except InputError:
+    except InputError as error:
         if need_layout or family is not None:
             raise
+        log.warning("no layout, so nothing can be moved: %s", error)
         found, layout = None, unmoved_layout(name for model in models.values() for name in model.floats())
     result = Models(found, layout, models["source"], models["target"], models.get("tuned"))
     check_vocabularies({role: one.companions for role, one in opened.items()})

@@ -172,6 +172,9 @@ def output_config(plan: Plan, models: Models) -> tuple[str, dict[str, Any]]:
         config = {k: v for k, v in config.items() if k not in HEAD_KEYS} | {
             k: tuned[k] for k in HEAD_KEYS if k in tuned
         }
+    untied = models.tuned.checkpoint.config.get("tie_word_embeddings") is False
+    if untied and models.family and any(step.name in models.family.tied for step in plan.steps):
+        config["tie_word_embeddings"] = False  # a decoder of its own is written
     return file, config
 
 

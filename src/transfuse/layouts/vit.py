@@ -2,6 +2,20 @@
 
 from ..layout import Family, Tower
 
+# Names of transformers 5 in memory (it writes the old ones to disk), for state dicts taken from a model.
+_ATTENTION_NAMES = (
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+)
+_VIT_NAMES = (
+    (r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    *_ATTENTION_NAMES,
+)
+
 _EMBEDDINGS = """
     embeddings.cls_token                               _, _, stream.{first}
     embeddings.position_embeddings                     _, _, stream.{first}
@@ -40,6 +54,7 @@ VIT = Family(
     name="vit",
     model_types={"vit": ""},
     prefixes=("vit.",),
+    aliases=_VIT_NAMES,
     towers=(Tower(table=_VIT),),
     outputs=_OUTPUTS,
     optional=_HEADS,
@@ -49,6 +64,7 @@ DEIT = Family(
     name="deit",
     model_types={"deit": ""},
     prefixes=("deit.",),
+    aliases=_VIT_NAMES,
     towers=(Tower(table=_VIT),),
     outputs=_OUTPUTS,
     optional=_HEADS,
@@ -58,6 +74,7 @@ DINOV2 = Family(
     name="dinov2",
     model_types={"dinov2": ""},
     prefixes=("dinov2.",),
+    aliases=_ATTENTION_NAMES,
     towers=(
         Tower(
             table=_EMBEDDINGS
@@ -71,6 +88,9 @@ DINOV2 = Family(
     encoder.layer.{l}.mlp.fc2.*                        stream.{out} <- mlp.{l}
     encoder.layer.{l}.mlp.weights_in.*                 mlp.{l} | mlp.{l} <- stream.{mid}
     encoder.layer.{l}.mlp.weights_out.*                stream.{out} <- mlp.{l}
+    encoder.layer.{l}.mlp.gate_proj.*                  mlp.{l} <- stream.{mid}
+    encoder.layer.{l}.mlp.up_proj.*                    mlp.{l} <- stream.{mid}
+    encoder.layer.{l}.mlp.down_proj.*                  stream.{out} <- mlp.{l}
     encoder.layer.{l}.layer_scale2.lambda1             stream.{out}
     layernorm.*                                        stream.{last}
     classifier.*                                       _ <- stream.{last} | stream.{last}
