@@ -80,7 +80,8 @@ def row(target: str, method: str, receptors: Any) -> str:
         )
         ported = load_file(out / "model.safetensors")
     report = result.report
-    null, equivalence = report["relation"]["null"], report["equivalence"]
+    null = (report["relation"]["null"] or {}).get("model")
+    equivalence = report["equivalence"]
     carried = change_correlation(target, ported, receptors)
     cells = (
         target,

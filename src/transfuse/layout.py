@@ -258,6 +258,8 @@ class _Binder:
         self.sizes: dict[str, int] = {}
 
     def layout(self) -> Layout:
+        if unknown := sorted(self.extra.keys() - self.shapes.keys()):
+            raise InputError(f"the config gives axes for {unknown[0]!r}, but there is no such tensor")
         matched = {name: self.match_row(name) for name in self.shapes}
         for found in matched.values():
             if found.layer is not None:
@@ -288,7 +290,8 @@ class _Binder:
         raise InputError(
             f"tensor {name!r} {self.shapes[name]} is not in the layout of family {self.family.name!r}, so nobody can "
             "say how it moves. Likely causes: another architecture than the config says, a variant that is not "
-            'supported, or a custom head. Give its axes in the config, e.g. {"axes": {"'
+            "supported, or a head whose architecture the config does not name. Name it "
+            '({"architectures": ["BertForSequenceClassification"]}), or give the axes, e.g. {"axes": {"'
             + name
             + '": "_ <- stream.{last}"}} ("-" for a tensor that stays in place).'
         )

@@ -46,7 +46,7 @@ class MatchOptions:
 
     def __post_init__(self) -> None:
         try:
-            torch.empty(0, device=self.device)
+            torch.zeros(1, device=self.device).cpu()
         except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: torch without CUDA
             raise InputError(f"device {self.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 

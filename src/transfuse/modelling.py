@@ -191,6 +191,8 @@ def _transformers_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
         raise Unavailable(f"transformers cannot read this config of model_type {model_type!r}: {error!r}") from error
     named = [getattr(transformers, name, None) for name in config.get("architectures") or ()]
     found = next((one for one in named if one is not None), None)
+    if found is None and named:
+        raise Unavailable(f"transformers has no class {', '.join(config['architectures'])}")
     if found is None:
         try:
             found = transformers.AutoModel._model_mapping[type(built)]

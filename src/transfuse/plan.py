@@ -118,8 +118,8 @@ def _action(models: Models, name: str, new_heads: set[str]) -> str:
     assert tuned is not None
     if name in target.disk and not target.dtype(name).is_floating_point:
         return "copy"
-    if models.lacks_tower(target, name):
-        return "skip"
+    if name not in target.disk and models.towers(tuned) - models.towers(target):
+        return "skip"  # target is one tower of tuned's two: it stays what it is
     if name not in tuned:
         return "copy"
     if name in tuned.disk and not tuned.dtype(name).is_floating_point:
