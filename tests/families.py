@@ -309,6 +309,7 @@ CASES: tuple[Case, ...] = (
     _case("dinov2", "Dinov2Model", _DINO, masked=True),
     _case("dinov2", "Dinov2ForImageClassification", _DINO, unused=_MASK_TOKEN),
     _case("dinov2", "Dinov2ForImageClassification", {**_DINO, "use_swiglu_ffn": True}, "swiglu", unused=_MASK_TOKEN),
+    _case("dinov2_with_registers", "Dinov2WithRegistersModel", {**_DINO, "num_register_tokens": 2}, masked=True),
     _case("clip", "CLIPModel", {**_UNEQUAL, "projection_dim": 8}, heads="text_config.num_attention_heads"),
     _case("clip", "CLIPModel", {**_GELU, "projection_dim": 8}, "gelu", heads="vision_config.num_attention_heads"),
     _case("clip", "CLIPVisionModel", _PIXELS),

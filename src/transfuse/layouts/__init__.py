@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..layout import Family
 from .bert import BERT, ELECTRA, ROBERTA
 from .clip import CLIP, SIGLIP
+from .dinov2_with_registers import DINOV2_WITH_REGISTERS
 from .distilbert import DISTILBERT
 from .open_clip import OPEN_CLIP
 from .reference import REFERENCE
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
         VIT,
         DEIT,
         DINOV2,
+        DINOV2_WITH_REGISTERS,
         CLIP,
         SIGLIP,
         OPEN_CLIP,
