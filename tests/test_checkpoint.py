@@ -392,6 +392,8 @@ def test_hub_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.parametrize("text", ["", "./a/b", "../a", "~/no/such", "/no/such", "a/b/c", "one", "a/x.bin", "a b/c"])
 def test_local_paths_do_not_reach_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
     calls = hub(monkeypatch, tmp_path, {})
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # what lies beside a clone is not the test's
     with pytest.raises(InputError, match=r"no such file or folder"):
         open_checkpoint(text)
     with pytest.raises(InputError, match=r"no such file or folder"):
