@@ -3,8 +3,8 @@
     pip install sceptr==1.2.0
     python benchmarks/null_test.py
 
-Pairs: independently pre-trained SCEPTR models; one of them re-ordered, with noise in standard deviations of each tensor,
-or mixed with an independent one; small BERTs trained by masked LM on one Markov-chain corpus from different
+Pairs: independently pre-trained SCEPTR models; one of them re-ordered, with noise in standard deviations of each
+tensor, or mixed with an independent one; small BERTs trained by masked LM on one Markov-chain corpus from different
 initialisations, for longer and longer; and the same BERT trained on. Cosines over the layers' matrices, three shuffles
 of each kind.
 """
