@@ -398,7 +398,7 @@ class _Binder:
             ) from error
 
     def space(self, name: str, facts: Mapping[str, Mapping[str, Any]]) -> Space:
-        root = re.split(r"[/.]", name.split("/")[-1].removeprefix("vision.").removeprefix("text."))[0]
+        root = re.split(r"[/.]", name.removeprefix(f"{tower_of(name)}.").split("/")[-1])[0]
         return Space(name, self.sizes[name], _heads_of(name, facts), GROUPS.get(root, "permutation"))
 
     def outputs(self) -> dict[str, Axes]:
@@ -411,10 +411,21 @@ class _Binder:
         return {name: axes for name, axes in found.items() if axes.spaces <= self.sizes.keys()}
 
 
+def part_of(name: str) -> str:
+    """The part of a model a tensor is counted under in reports: its layer, or its first name."""
+    found = re.search(r"^(.*?)(layers?|resblocks|blocks)\.(\d+)\.", name)
+    return f"{found.group(1)}{found.group(2)}.{found.group(3)}" if found else name.split(".")[0]
+
+
+def tower_of(space: str) -> str:
+    """The name of the tower a space belongs to: "text", "vision", or "" in a model of one."""
+    return next((tower for tower in ("text", "vision") if space.startswith(f"{tower}.")), "")
+
+
 def forward_position(space: str) -> tuple[str, float, str]:
     """Where in the forward pass a space lies, as a sort key: tower, junction (2 a layer), name."""
-    tower = next((t for t in ("text.", "vision.") if space.startswith(t)), "")
-    root, _, number = space.removeprefix(tower).split("/")[0].partition(".")
+    tower = tower_of(space)
+    root, _, number = space.removeprefix(f"{tower}.").split("/")[0].partition(".")
     after = {"heads": 0.5, "mlp": 1.5}
     if root == "stream":
         return tower, float(number or 0), space
@@ -426,7 +437,7 @@ def forward_position(space: str) -> tuple[str, float, str]:
 def _heads_of(space: str, facts: Mapping[str, Mapping[str, Any]]) -> int | None:
     if "/" not in space:
         return None
-    tower = next((t for t in facts if t and space.startswith(f"{t}.")), "")
+    tower = tower_of(space)
     return facts[tower]["heads"] if tower in facts else None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .evidence import Reader, WeightEvidence
-from .layout import Layout
+from .layout import Layout, part_of, tower_of
 from .maps import Map, Maps, PerHead
 from .matching.ascent import Ascent, AscentOptions
 from .methods import DEFAULT_METHOD, Method, get_method
@@ -231,9 +231,9 @@ def layers_by_tower(evidence: WeightEvidence) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in evidence.names:
         spaces = evidence.layout.params[name].spaces
-        if any(re.search(r"(^|\.)(heads|mlp)\.\d", space) for space in spaces):
-            tower = next((t for t in ("text", "vision") if any(s.startswith(f"{t}.") for s in spaces)), "model")
-            found.setdefault(tower, []).append(name)
+        inside = [space for space in spaces if re.search(r"(^|\.)(heads|mlp)\.\d", space)]
+        if inside:
+            found.setdefault(tower_of(inside[0]) or "model", []).append(name)
     return found
 
 
@@ -320,11 +320,10 @@ def _fixed_points(one: Map) -> float:
 
 
 def layer_alignment(evidence: WeightEvidence, maps: Mapping[str, Map]) -> dict[str, dict[str, float]]:
-    """Cosine before and after matching, layer by layer ("rest": embeddings and heads)."""
+    """Cosine before and after matching, by part of the model."""
     groups: dict[str, list[str]] = {}
     for name in evidence.names:
-        found = re.search(r"^(.*?\.)?(layers?|resblocks|blocks)\.(\d+)\.", name)
-        groups.setdefault(f"{found.group(1) or ''}{found.group(3)}" if found else "rest", []).append(name)
+        groups.setdefault(part_of(name), []).append(name)
     return {
         key: {"identity": alignment(evidence, {}, names), "matched": alignment(evidence, maps, names)}
         for key, names in groups.items()

@@ -197,6 +197,6 @@ def _raw_config(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     return file, {key: value for key, value in checkpoint.config.items() if key not in ("axes", "prefix")}
 
 
-def moved_names(plan: Plan) -> Mapping[str, Step]:
+def written_steps(plan: Plan) -> Mapping[str, Step]:
     """Output name -> step, for everything that is written."""
     return {step.out: step for step in plan.steps if step.action != "drop"}

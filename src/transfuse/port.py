@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .card import model_card
+from .checkpoint import open_checkpoint
 from .delta import task_vector
 from .errors import InputError, VerificationError
 from .layout import Layout, canonical_names
@@ -25,7 +26,7 @@ from .match import MatchOptions, match_models, stored_null, tensor_generator
 from .methods import DEFAULT_METHOD, METHODS, Method, get_method
 from .modelling import Unavailable, load_transformers
 from .models import ConfigLike, ModelLike, Models, open_models
-from .plan import LABEL_HEAD, Plan, Step, make_plan, moved_names, output_config, output_files
+from .plan import LABEL_HEAD, Plan, Step, make_plan, output_config, output_files, written_steps
 from .relation import DeltaReport, delta_report, is_nearer, relation
 from .transport import transport
 from .verify import Equivalence, check_equivalence
@@ -69,7 +70,7 @@ class PortedTensors:
     def __init__(self, models: Models, plan: Plan, layout: Layout, maps: Maps, alpha: float, noise_seed: int | None):
         self.models, self.plan, self.layout, self.maps = models, plan, layout, maps
         self.alpha, self.noise_seed = alpha, noise_seed
-        self.steps: Mapping[str, Step] = moved_names(plan)
+        self.steps: Mapping[str, Step] = written_steps(plan)
         self.lost: dict[str, tuple[int, int]] = {}
 
     def read(self, out: str) -> Tensor:
@@ -233,8 +234,6 @@ def _check_loads(folder: Path, config: Mapping[str, Any], models: Models, carrie
     Raises:
         VerificationError: weights are missing that target or tuned has.
     """
-    from .checkpoint import open_checkpoint
-
     written = open_checkpoint(folder)
     try:
         model, loading = load_transformers(config, {name: written.tensor(name) for name in written})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from .delta import task_vector
 from .errors import InputError
+from .layout import part_of
 from .maps import Maps
 from .match import NullTest, alignment, layers_by_tower, weight_evidence
 from .models import Model, Models
@@ -95,12 +95,6 @@ def is_nearer(tuned: Model, target: Model, source: Model) -> bool:
             for i, base in enumerate((target, source)):
                 distances[i] += float((new - base.tensor(name).float()).square().sum(dtype=torch.float64))
     return distances[0] < distances[1]
-
-
-def part_of(name: str) -> str:
-    """The part of a model a tensor is counted under: its layer, or its first name."""
-    found = re.search(r"^(.*?)(layers?|resblocks|blocks)\.(\d+)\.", name)
-    return f"{found.group(1)}{found.group(2)}.{found.group(3)}" if found else name.split(".")[0]
 
 
 @dataclass(frozen=True)

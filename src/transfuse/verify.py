@@ -89,7 +89,8 @@ def _check_real(model: Model, layout: Layout, maps: Maps, seed: int, double: boo
     config, kind, prefix = model.checkpoint.config, model.checkpoint.kind, ""
     if layout.family == "torch_encoder":
         config = {**config, "model_type": "torch_encoder", "d_model": layout.spaces["stream"].size}
-        prefix = _prefix(model)
+        anchor = FAMILIES[layout.family].anchor
+        prefix = model.disk[anchor].removesuffix(anchor)
     try:
         plain, moved = (map_state(model, layout, one, dtype) for one in ({}, maps.spaces))
         inputs = seeded_inputs(kind, config, seed, dtype)
@@ -174,8 +175,3 @@ def relative_error(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
 def _within_reference(spaces: Mapping[str, Map]) -> dict[str, Map]:
     """The spaces of the layers themselves: pooling heads and embeddings are not in the reference transformer."""
     return {name: one for name, one in spaces.items() if re.match(r"(stream|heads|mlp)\.\d", name)}
-
-
-def _prefix(model: Model) -> str:
-    anchor = "layers.0.self_attn.in_proj_weight"
-    return model.disk[anchor].removesuffix(anchor)
