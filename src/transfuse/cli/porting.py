@@ -1,0 +1,180 @@
+"""The commands around one port: inspect, match, port, verify, methods, demo."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ..errors import InputError
+from .common import MODELS, Command, app, common, matching, null_trials_option, print_report, set_up
+from .text import equivalence_text, inspect_text, match_text, methods_text, port_text
+
+
+@app.command(
+    cls=Command,
+    help="Look at a model, at a fine-tune of it, and at a new base, before porting." + MODELS,
+    examples="""
+    transfuse inspect bert-base-uncased
+    transfuse inspect old-base --tuned my-classifier --target new-base
+    transfuse inspect encoder.pt --family torch_encoder --config '{"nhead": 8}'
+    """,
+)
+@click.argument("source")
+@click.option("--tuned", help="A fine-tune of SOURCE.")
+@click.option("--target", help="The new base.")
+@null_trials_option(3)
+@matching
+@common
+def inspect(source: str, tuned: str | None, target: str | None, **options: Any) -> None:
+    from ..inspection import inspect_models
+
+    as_json, rest = set_up(options)
+    report = inspect_models(source, tuned, target, **rest)
+    print_report(report, as_json, inspect_text)
+
+
+@app.command(
+    cls=Command,
+    help="Find which unit of SOURCE is which unit of TARGET and write the maps, for any number of ports." + MODELS,
+    examples="""
+    transfuse match old-base new-base -o maps.safetensors
+    transfuse match old-base new-base --method transfusion -o maps.safetensors --json
+    """,
+)
+@click.argument("source")
+@click.argument("target")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The maps file to write.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@null_trials_option(1)
+@matching
+@common
+def match(source: str, target: str, out: Path, force: bool, null_trials: int, **options: Any) -> None:
+    from ..maps import check_maps_output
+    from ..match import MatchOptions, match_models, stored_null
+    from ..methods import get_method
+    from ..models import open_models
+    from ..relation import relation
+
+    as_json, rest = set_up(options)
+    check_maps_output(out, force=force)
+    progress, row = rest.pop("progress"), get_method(rest.pop("method"))
+    models = open_models(
+        source, target, family=rest.pop("family"), config=rest.pop("config"), need_layout=row.group != "identity"
+    )
+    maps = match_models(models, row, MatchOptions(**rest), null_trials=null_trials, progress=progress)
+    related = relation(models, maps, stored_null(maps)).as_dict()
+    maps.save(out)
+    report = {"out": str(out), "method": row.name, **maps.report, "relation": related}
+    print_report(report, as_json, match_text)
+
+
+@app.command(
+    cls=Command,
+    help="Carry the fine-tune TUNED of SOURCE over to TARGET: align, transport, check, write." + MODELS,
+    examples="""
+    transfuse port old-base my-classifier new-base -o ported
+    transfuse port old-base my-classifier new-base -o ported --method transfusion --alpha 0.8
+    transfuse port old-base another-tune new-base -o ported2 --maps maps.safetensors
+    transfuse port old-base my-classifier new-base --dry-run
+    """,
+)
+@click.argument("source")
+@click.argument("tuned")
+@click.argument("target")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--alpha", default=1.0, show_default=True, help="Scale of the task vector.")
+@click.option("--maps", metavar="FILE", help="Maps from `transfuse match` of the same two bases.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Check the maps and the output.")
+@click.option("--double", is_flag=True, help="Check in float64.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; match and write nothing.")
+@null_trials_option(1)
+@matching
+@common
+def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, **options: Any) -> None:
+    from ..port import port as run
+
+    as_json, rest = set_up(options)
+    if out is None and not dry_run:
+        raise click.UsageError("give the folder to write with -o, or --dry-run")
+    explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
+    if options["maps"] and explicit:
+        raise click.UsageError("--maps brings its method along; leave out --method")
+    started = time.monotonic()
+    result = run(source, tuned, target, out=out, dry_run=dry_run, **rest)
+    if out is not None and not dry_run and rest["progress"]:
+        click.echo(f"wrote {out} in {time.monotonic() - started:.1f} s", err=True)
+    print_report({"out": None if dry_run else str(out), **result.report}, as_json, port_text)
+
+
+@app.command(
+    cls=Command,
+    help="Run a model against itself mapped by MAPS, on seeded inputs: the outputs must agree." + MODELS,
+    examples="""
+    transfuse verify old-base maps.safetensors
+    transfuse verify old-base maps.safetensors --double --json
+    """,
+)
+@click.argument("source")
+@click.argument("maps")
+@click.option("--double", is_flag=True, help="Compute in float64.")
+@click.option("--seed", default=0, show_default=True, help="Of the inputs.")
+@common
+def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> None:
+    from ..errors import VerificationError
+    from ..maps import Maps
+    from ..models import open_models
+    from ..verify import check_equivalence
+
+    as_json, rest = set_up(options)
+    found = Maps.load(maps)
+    models = open_models(source, source, family=rest["family"] or found.family or None, config=rest["config"])
+    if found.source != models.source.checkpoint.fingerprint():
+        raise InputError(f"{maps} was made for another source than {source} (fingerprints differ)")
+    checked = check_equivalence(models.source, models.layout, found, seed=seed, double=double)
+    print_report(checked.as_dict(), as_json, equivalence_text)
+    if checked.passed is not True:
+        raise VerificationError(checked.reason or f"the mapped model differs by {checked.error:.1e}")
+
+
+@app.command(
+    cls=Command,
+    help="List the methods: what each needs, what it guarantees, where it is from.",
+    examples="""
+    transfuse methods
+    transfuse methods --json
+    """,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def methods(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from ..methods import METHODS
+
+    print_report({name: asdict(row) for name, row in METHODS.items()}, as_json, methods_text)
+
+
+@app.command(
+    cls=Command,
+    help="Train tiny ViTs on real digits, port a fine-tune to three new bases by every method, and show what worked.",
+    examples="""
+    transfuse demo -o demo-out
+    """,
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no messages.")
+def demo(out: Path, seed: int, as_json: bool, quiet: bool) -> None:
+    from ..demo import run_demo
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    report = run_demo(out, seed=seed, progress=say)
+    print_report(report, as_json, lambda _: (out / "table.md").read_text(encoding="utf-8"))

@@ -1,0 +1,110 @@
+"""Reports as text for people; `--json` prints them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def inspect_text(report: Mapping[str, Any]) -> str:
+    lines = [f"family     {report['family'] or 'unknown (only naive and random can port it)'}"]
+    for tower, facts in report["towers"].items():
+        said = ", ".join(
+            f"{value} {key}" if isinstance(value, int) else f"{key} {value}" for key, value in facts.items()
+        )
+        lines.append(f"{tower or 'model':<10} {said}")
+    for role, about in report["models"].items():
+        lines.append(
+            f"{role:<10} {about['location']}: {' '.join(about['architectures']) or about['kind']}, "
+            f"{about['parameters']:,} parameters in {about['tensors']} tensors and {about['files']} files, "
+            f"{', '.join(about['dtypes'])}" + (f", vocabulary {about['vocabulary']}" if about["vocabulary"] else "")
+        )
+        lines += [f"           shared: {one} = {other}" for one, other in about["tied"].items()]
+    if "delta" in report:
+        lines += _delta_lines(report["delta"])
+    if "relation" in report:
+        lines += _relation_lines(report["relation"])
+    for action, names in report.get("plan", {}).items():
+        shown = "" if action == "add" else ": " + ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+        lines.append(f"{action:<10} {len(names)} tensors{shown}")
+    return "\n".join(lines)
+
+
+def _delta_lines(delta: Mapping[str, Any]) -> list[str]:
+    said = {
+        "fine-tune": "tuned is a fine-tune of source",
+        "head-only": "the body is source's own; only a head is new",
+        "large": "WARNING: a very large change for a fine-tune; is source really its base?",
+        "unrelated": "WARNING: larger than the weights themselves: source is not the base of tuned",
+    }[delta["verdict"]]
+    shares = {part: "new" if value is None else f"{value:.3f}" for part, value in delta["parts"].items()}
+    parts = ", ".join(f"{part} {share}" for part, share in shares.items())
+    return [f"delta      {delta['relative_norm']:.4f} of the weights' norm: {said}", f"           {parts}"]
+
+
+def _relation_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"relation   {found['verdict']}: {found['text']}"]
+    for tower, cosine in found["cosines"].items():
+        label = "layers" if tower == "model" else f"{tower} layers"
+        line = f"           {label}: cosine of the weights as they are {cosine:.4f}"
+        if null := (found["null"] or {}).get(tower):
+            entries, orders = (sum(null[key]) / len(null[key]) for key in ("entries", "orders"))
+            line += (
+                f", after matching {null['matched']:.4f}; by chance {max(entries, orders):.4f} "
+                f"(ratio {null['ratio']:.2f}, z {null['z']:.1f})"
+            )
+        lines.append(line)
+    return lines
+
+
+def _match_lines(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    good = " (the identity is as good)" if found["identity_is_as_good"] else ""
+    return [
+        f"matching   {found['sweeps']} sweeps, similarity {found['similarity_identity']:.4f} -> "
+        f"{found['similarity_matched']:.4f}{good}"
+    ]
+
+
+def match_text(report: Mapping[str, Any]) -> str:
+    lines = _match_lines(report if "sweeps" in report else {}) + _relation_lines(report["relation"])
+    return "\n".join([*lines, f"maps       {report['out']}"])
+
+
+def port_text(report: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{action} {count}" for action, count in report["tensors"].items())
+    lines = [f"method     {report['method']}, alpha {report['alpha']}", *_delta_lines(report["delta"])]
+    if "relation" in report:
+        lines += [*_match_lines(report["match"]), *_relation_lines(report["relation"])]
+    lines.append(f"tensors    {counts}" + (f" (carried: {', '.join(report['carried'])})" if report["carried"] else ""))
+    if report.get("equivalence"):
+        lines.append(equivalence_text(report["equivalence"]))
+    if report.get("lost_updates") is not None:
+        lines.append(f"rounding   {report['lost_updates']:.2%} of the updates lost in the target's dtype")
+    if report.get("loads"):
+        lines.append(f"loads      {report['loads']}")
+    return "\n".join([*lines, f"output     {report['out'] or 'nothing written (dry run)'}"])
+
+
+def equivalence_text(found: Mapping[str, Any]) -> str:
+    if found["error"] is None:
+        return f"verified   not run: {found['reason']}"
+    word = "ok" if found["passed"] else "FAILED"
+    note = f"; {found['reason']}" if found["reason"] else ""
+    where = f"{found['checked']} ({found['dtype']})"
+    return f"verified   {word}: mapped source differs by {found['error']:.1e} in {where}{note}"
+
+
+def methods_text(rows: Mapping[str, Any]) -> str:
+    lines = [
+        f"{'method':<12} {'evidence':<9} {'group':<12} {'heads':<14} {'streams':<9} {'function':<8} "
+        f"{'exportable':<10} paper"
+    ]
+    for name, row in rows.items():
+        kept = "exact" if row["exact"] else "approx."
+        lines.append(
+            f"{name:<12} {row['evidence']:<9} {row['group']:<12} {row['heads']:<14} {row['streams']:<9} {kept:<8} "
+            f"{'yes' if row['exportable'] else 'no':<10} {row['paper']}\n{'':<12} {row['summary']}"
+        )
+    return "\n".join(lines)
