@@ -286,7 +286,7 @@ def test_max_sweeps() -> None:
 def test_methods_without_maps() -> None:
     for method in ("naive", "random"):
         assert match(reference(0), reference(1), method=method, config=CONFIG.as_dict()).spaces == {}
-    with pytest.raises(InputError, match=r"unknown method 'nave'; known: naive, random, transfusion, tied"):
+    with pytest.raises(InputError, match=r"unknown method 'nave'; known: naive, random, git-rebasin, "):
         match(reference(0), reference(1), method="nave", config=CONFIG.as_dict())
 
 

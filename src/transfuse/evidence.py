@@ -7,6 +7,7 @@ The objective F(T) = sum over tensors of <target, T source> is what coordinate a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ from .layout import Layout
 from .transport import SpaceMaps, part_slices, transport
 
 Reader = Callable[[str], Tensor]
+
+
+class Products(NamedTuple):
+    """Of one tensor: <target, T source>, |target|^2, |T source|^2, and whether it is a matrix or more."""
+
+    both: float
+    target: float
+    source: float
+    is_matrix: bool
+
+
+def cosine(products: Iterable[Products]) -> float:
+    """Cosine between target and mapped source over matrices; norm gains and biases are near-constant, so left out."""
+    chosen = [one for one in products if one.is_matrix]
+    both, target, source = (sum(one[i] for one in chosen) for i in range(3))
+    return both / (target * source) ** 0.5 if target and source else 0.0
 
 
 class WeightEvidence:
@@ -40,6 +57,10 @@ class WeightEvidence:
         for name in self.names:
             for space in layout.params[name].spaces:
                 self._holders.setdefault(space, []).append(name)
+
+    def against(self, target: Reader) -> WeightEvidence:
+        """The same evidence with another target (for the null test)."""
+        return WeightEvidence(self.layout, self.source, target, self.names, self.device)
 
     def holders(self, space: str) -> list[str]:
         """Tensors of both models that have an axis in `space`."""
@@ -68,6 +89,22 @@ class WeightEvidence:
                 total += self._cross_of(name, space, maps, rows)
         return total if rows else total + self._fixed_cross(space)
 
+    def row_squares(self, space: str, maps: SpaceMaps) -> tuple[Tensor, Tensor]:
+        """Squared norms, (size,) float64 each, of the rows that `cross(rows=True)` multiplies: of target, of source."""
+        totals = [torch.zeros(self.sizes[space], dtype=torch.float64, device=self.device) for _ in range(2)]
+        for name in self.holders(space):
+            axes = self.layout.params[name]
+            target, source = self._pair(name)
+            for dim, axis in enumerate(axes.dims or ()):
+                if dim in axes.inputs:
+                    continue
+                for side, tensor in enumerate((target, transport(source, axes, maps, skip=dim))):
+                    for part, start, length in part_slices(axis, target.shape[dim], self.sizes):
+                        if part.space == space:
+                            rows = _unfold(tensor.narrow(dim, start, length), dim)
+                            totals[side] += rows.double().square().sum(1)
+        return totals[0], totals[1]
+
     def _fixed_cross(self, space: str) -> Tensor:
         """The part of M_s that no map changes, read once: embeddings, biases, norms, heads in public coordinates."""
         if space not in self._fixed:
@@ -91,13 +128,16 @@ class WeightEvidence:
             total += float((target * transport(source, self.layout.params[name], maps)).sum(dtype=torch.float64))
         return total
 
-    def norms(self, names: Iterable[str]) -> tuple[float, float]:
-        """Euclidean norms of target and source over `names`."""
-        squares = [0.0, 0.0]
-        for name in names:
-            for i, tensor in enumerate(self._pair(name)):
-                squares[i] += float(tensor.square().sum(dtype=torch.float64))
-        return squares[0] ** 0.5, squares[1] ** 0.5
+    def products(self, maps: SpaceMaps) -> dict[str, Products]:
+        """Inner products of target and mapped source, tensor by tensor, in one pass over both."""
+        found = {}
+        for name in self.names:
+            target, source = self._pair(name)
+            moved = transport(source, self.layout.params[name], maps)
+            pairs = ((target, moved), (target, target), (moved, moved))
+            both, left, right = (float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
+            found[name] = Products(both, left, right, target.ndim > 1)
+        return found
 
     def spectra(self, space: str, *, output: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Singular values of every head's block, for each projection: lists of (heads, k) for target and source.

@@ -4,15 +4,24 @@ A `Family` is a table, one declarative file each in `layouts/`. `bind` holds the
 shapes of actual checkpoints and their config, and gives a `Layout`: the concrete spaces and the axes of each tensor.
 Nothing here imports a model class.
 
-The table: one row a module or tensor, `name  axes  [if condition | unless condition]`; the first that holds counts.
+The table: one row a module or tensor, `name  axes  [as role]  [if condition | unless condition]`; the first that holds
+counts.
 
     encoder.layer.{l}.attention.self.query.*    heads.{l}/qk.{l} <- stream.{in}
+    encoder.layer.{l}.layernorm_before.*        stream.{in}           as norm
     classifier.*                                _ <- stream.{last}    if TokenClassification
 
 `name.*` stands for `name.weight` with these axes and `name.bias` with their output axes. `{l}` is the layer. The
 residual stream is one space for each junction: `{in}`, `{mid}`, `{out}` are those before, inside and after layer l,
 `{first}` and `{last}` the ends. A condition is "pre-norm" or "post-norm", part of the name of an architecture in the
-config, or the name of a tensor that the model with the heads (tuned, if there is one) has.
+config, or the name of a tensor that the model with the heads (tuned, if there is one) has. A role says what cannot be
+seen from axes, and what folding norms has to know (`canonical.py`); in pre-norm towers:
+
+    norm          a norm through which everything reads that junction of the stream
+    normed        lies behind that norm, like its bias: a probe that meets what the norm gives
+    raw           reads the junction before that norm
+    scale         multiplies what a branch adds to the stream (LayerScale)
+    stream-norm   a norm whose output is the stream itself, so that its gains cannot be folded into what reads it
 """
 
 from __future__ import annotations
@@ -73,7 +82,7 @@ class Family:
         towers: one or two.
         prefixes: leading parts of on-disk names that may or may not be there.
         aliases: (regular expression, replacement) for names of old releases.
-        outputs: axes of the outputs that are not in public coordinates, by name.
+        outputs: axes of the outputs that are not in public coordinates, by name ("as normed": behind the last norm).
         tied: tensors that may be left out on disk since they equal another one.
         ties: spaces that coincide in some variants.
         optional: what may be missing in one of two bases: names of heads, as regular expressions.
@@ -103,6 +112,7 @@ class Row:
 
     pattern: re.Pattern[str]
     axes: str
+    role: str
     condition: str
     negated: bool
     tower: Tower
@@ -110,12 +120,13 @@ class Row:
 
 @dataclass(frozen=True)
 class _Matched:
-    """What a tensor's row says: axis text, whether it is the bias of that row, layer, tower."""
+    """What a tensor's row says: axis text, whether it is the bias of that row, layer, tower, role."""
 
     text: str
     bias: bool
     layer: int | None
     tower: Tower
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,7 @@ class Layout:
         spaces: name -> space.
         outputs: axes of the outputs that are not in public coordinates ("vision.pooler_output" where towers differ).
         facts: layers, heads, norm, activation by tower, for checks and reports.
+        roles: tensor name, or name of an output, -> its role, where it has one.
     """
 
     family: str
@@ -157,14 +169,16 @@ class Layout:
     spaces: Mapping[str, Space]
     outputs: Mapping[str, Axes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
 
-    def with_ties(self, *, streams: str = "tied", tie_qkv: bool = False) -> Layout:
+    def with_ties(self, *, streams: str = "tied", tie_qkv: bool = False, flat_heads: bool = False) -> Layout:
         """The layout in which spaces are united.
 
         Args:
             streams: "tied": one residual stream a tower, exact in a stock model. "junction": one at every residual
                 sum, exact only with permuted skips (Rinaldi et al. 2025, eq. 12).
             tie_qkv: one inner map for q, k and v of a head (the paper's), instead of one for q and k, one for v and o.
+            flat_heads: the units of all heads are one set, as if attention were a plain linear layer (Git Re-Basin).
         """
 
         def new_name(space: str) -> str:
@@ -174,7 +188,8 @@ class Layout:
 
         spaces: dict[str, Space] = {}
         for space in self.spaces.values():
-            spaces.setdefault(new_name(space.name), replace(space, name=new_name(space.name)))
+            heads = None if flat_heads else space.heads
+            spaces.setdefault(new_name(space.name), replace(space, name=new_name(space.name), heads=heads))
         return replace(
             self,
             params={name: axes.rename(new_name) for name, axes in self.params.items()},
@@ -274,6 +289,7 @@ class _Binder:
             spaces={name: self.space(name, facts) for name in sorted(self.sizes, key=forward_position)},
             outputs=self.outputs(),
             facts=facts,
+            roles={name: found.role for name, found in matched.items() if found.role} | self.output_roles(),
         )
 
     def match_row(self, name: str) -> _Matched:
@@ -286,7 +302,7 @@ class _Binder:
             if found and self.holds(row):
                 groups = found.groupdict()
                 layer = int(groups["l"]) if groups.get("l") else None
-                return _Matched(row.axes, groups.get("leaf") == "bias", layer, row.tower)
+                return _Matched(row.axes, groups.get("leaf") == "bias", layer, row.tower, row.role)
         raise InputError(
             f"tensor {name!r} {self.shapes[name]} is not in the layout of family {self.family.name!r}, so nobody can "
             "say how it moves. Likely causes: another architecture than the config says, a variant that is not "
@@ -407,8 +423,14 @@ class _Binder:
             tower = text.split("@")[1].strip() if "@" in text else ""
             if tower in self.depths:
                 fields = {"first": 0, "last": 2 * self.depths[tower]}
-                found[name] = parse_axes(text.split("@")[0].format(**fields)).rename(self.tie)
+                plain = text.split("@")[0].split(" as ")[0]
+                found[name] = parse_axes(plain.format(**fields)).rename(self.tie)
         return {name: axes for name, axes in found.items() if axes.spaces <= self.sizes.keys()}
+
+    def output_roles(self) -> dict[str, str]:
+        """The roles that the family gives to outputs."""
+        outputs = {name: text.split("@")[0].split(" as ") for name, text in self.family.outputs.items()}
+        return {name: pieces[1].strip() for name, pieces in outputs.items() if len(pieces) > 1}
 
 
 def part_of(name: str) -> str:
@@ -461,10 +483,11 @@ def _value_at(config: Mapping[str, Any], key: str) -> Any:
 def _parse_table(tower: Tower) -> list[Row]:
     rows = []
     for line in filter(None, map(str.strip, tower.table.splitlines())):
-        found = re.fullmatch(r"(\S+)\s+(.*?)(?:\s+(if|unless)\s+(\S+))?", line)
+        found = re.fullmatch(r"(\S+)\s+(.*?)(?:\s+as\s+(\S+))?(?:\s+(if|unless)\s+(\S+))?", line)
         assert found, line
-        name, axes, word, condition = found.groups()
-        rows.append(Row(_name_pattern(name), _with_tower(axes, tower.name), condition or "", word == "unless", tower))
+        name, axes, role, word, condition = found.groups()
+        axes = _with_tower(axes, tower.name)
+        rows.append(Row(_name_pattern(name), axes, role or "", condition or "", word == "unless", tower))
     return rows
 
 

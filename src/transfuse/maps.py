@@ -118,6 +118,8 @@ class Permutation(Map):
             return self
         if isinstance(other, Permutation):
             return Permutation(other.index[self.index])
+        if isinstance(other, Orthogonal | Coupling):
+            return type(other)(other.weight[self.index.to(other.weight.device)])
         return Dense(self.matrix()) @ other
 
     def tensors(self) -> dict[str, Tensor]:
@@ -146,6 +148,61 @@ class Dense(Map):
 
     def __matmul__(self, other: Map) -> Map:
         return self if isinstance(other, Identity) else Dense(self.weight @ other.matrix().to(self.weight))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+
+@dataclass(frozen=True, eq=False)
+class Orthogonal(Map):
+    """A rotation or reflection, shape (size, size): its own dual."""
+
+    weight: Tensor
+    kind: ClassVar[str] = "orthogonal"
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[0]
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        return Dense(self.weight).apply(x, dim)
+
+    def inverse(self) -> Orthogonal:
+        return Orthogonal(self.weight.T.contiguous())
+
+    def __matmul__(self, other: Map) -> Map:
+        if isinstance(other, Identity):
+            return self
+        if isinstance(other, Orthogonal | Permutation):
+            return Orthogonal(self.weight @ other.matrix().to(self.weight))
+        return Dense(self.weight) @ other
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling(Map):
+    """A soft assignment, shape (size, size), rows and columns summing to one (Imfeld et al. 2023).
+
+    It need not have an inverse; the transposed coupling stands in for it, so no function is kept exactly.
+    """
+
+    weight: Tensor
+    kind: ClassVar[str] = "coupling"
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[0]
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        return Dense(self.weight).apply(x, dim)
+
+    def inverse(self) -> Coupling:
+        return Coupling(self.weight.T.contiguous())
+
+    def __matmul__(self, other: Map) -> Map:
+        return self if isinstance(other, Identity) else Coupling(self.weight @ other.matrix().to(self.weight))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"weight": self.weight}
@@ -211,7 +268,8 @@ class PerHead(Map):
     def tensors(self) -> dict[str, Tensor]:
         flat = self.flat()
         if flat is None:
-            return {"heads": self.heads.index, "weight": torch.stack([one.matrix() for one in self.inner])}
+            part = "orthogonal" if all(isinstance(one, Orthogonal) for one in self.inner) else "weight"
+            return {"heads": self.heads.index, part: torch.stack([one.matrix() for one in self.inner])}
         width = self.inner[0].size
         return {"heads": self.heads.index, "index": (flat.index % width).view(len(self.inner), width)}
 
@@ -229,12 +287,17 @@ def map_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> Map:
         return _checked_index(_part(tensors, "index"))
     if kind == Dense.kind:
         return _checked_dense(_part(tensors, "weight"))
+    if kind == Orthogonal.kind:
+        return _checked_orthogonal(_part(tensors, "weight"))
+    if kind == Coupling.kind:
+        return _checked_coupling(_part(tensors, "weight"))
     if kind == PerHead.kind:
         heads = _checked_index(_part(tensors, "heads"))
-        inner = tensors["index"] if "index" in tensors else _part(tensors, "weight")
+        part = next((name for name in ("index", "orthogonal") if name in tensors), "weight")
+        inner = _part(tensors, part)
         if inner.dim() < 2 or len(inner) != heads.size:
             raise InputError(f"{heads.size} heads have an inner map of shape {tuple(inner.shape)}: {_DAMAGED}")
-        make = _checked_index if "index" in tensors else _checked_dense
+        make = {"index": _checked_index, "orthogonal": _checked_orthogonal, "weight": _checked_dense}[part]
         return PerHead(heads, tuple(make(one.clone()) for one in inner))
     raise InputError(f"a map of kind {kind!r} is unknown to this version of transfuse")
 
@@ -261,10 +324,26 @@ def _checked_index(index: Tensor) -> Permutation:
 
 
 def _checked_dense(weight: Tensor) -> Dense:
-    square = weight.is_floating_point() and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
-    if not square or not torch.isfinite(weight).all() or torch.linalg.matrix_rank(weight.double()) < len(weight):
+    if not _is_square(weight) or torch.linalg.matrix_rank(weight.double()) < len(weight):
         raise InputError(f"the matrix of a map has no inverse: {_DAMAGED}")
     return Dense(weight)
+
+
+def _checked_orthogonal(weight: Tensor) -> Orthogonal:
+    if not _is_square(weight) or (weight.double() @ weight.double().T - torch.eye(len(weight))).abs().max() > 1e-4:
+        raise InputError(f"the matrix of a map is not orthogonal: {_DAMAGED}")
+    return Orthogonal(weight)
+
+
+def _checked_coupling(weight: Tensor) -> Coupling:
+    if not _is_square(weight) or bool((weight < 0).any()) or max((weight.sum(d) - 1).abs().max() for d in (0, 1)) > 0.1:
+        raise InputError(f"the rows and columns of a coupling do not sum to one: {_DAMAGED}")
+    return Coupling(weight)
+
+
+def _is_square(weight: Tensor) -> bool:
+    square = weight.is_floating_point() and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
+    return square and bool(torch.isfinite(weight).all())
 
 
 @dataclass(frozen=True)
@@ -276,6 +355,7 @@ class Maps:
         family, method: names of the layout family and of the method.
         streams: "tied" (one residual stream) or "junction" (one at every residual sum).
         tie_qkv: whether one inner map serves q, k and v of a head.
+        norms: "kept", or "folded": the maps are between models whose norm gains are folded (`canonical.py`).
         source, target: fingerprints of the two bases; maps are refused for others.
         options: what the method was called with.
         report: what matching had to say (objective by sweep, heads, layers, ...).
@@ -286,6 +366,7 @@ class Maps:
     method: str = ""
     streams: str = "tied"
     tie_qkv: bool = False
+    norms: str = "kept"
     source: str = ""
     target: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -306,7 +387,8 @@ class Maps:
 
     def __matmul__(self, other: Maps) -> Maps:
         """The maps that apply `other` (A to B) first, then these (B to C)."""
-        if (self.family, self.streams, self.tie_qkv) != (other.family, other.streams, other.tie_qkv):
+        forms = [(one.family, one.streams, one.tie_qkv, one.norms) for one in (self, other)]
+        if forms[0] != forms[1]:
             raise InputError("only maps of one family and one form can be composed")
         if self.source and other.target and self.source != other.target:
             raise InputError("the second maps start at another model than the first lead to (fingerprints differ)")
@@ -321,7 +403,7 @@ class Maps:
             for name, one in self.spaces.items()
             for part, t in one.tensors().items()
         }
-        about = {key: getattr(self, key) for key in ("family", "method", "streams", "tie_qkv", "source", "target")}
+        about = {key: getattr(self, key) for key in _ABOUT if key not in ("options", "report", "kinds")}
         about |= {"format_version": FORMAT_VERSION, "options": dict(self.options), "report": dict(self.report)}
         about["kinds"] = {name: one.kind for name, one in self.spaces.items()}
         partial = Path(f"{path}.partial")
@@ -343,7 +425,8 @@ class Maps:
         try:
             with safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {})["transfuse_maps"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                # Cloned into aligned memory: products of matrices can differ in the last bit with the alignment.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a maps file of transfuse ({error})") from error
         kinds = _checked_about(path, about).pop("kinds")
@@ -356,6 +439,7 @@ _ABOUT: dict[str, type] = {
     "method": str,
     "streams": str,
     "tie_qkv": bool,
+    "norms": str,
     "source": str,
     "target": str,
     "options": dict,
@@ -376,8 +460,9 @@ def _checked_about(path: str | os.PathLike[str], about: Any) -> dict[str, Any]:
             raise InputError(f"{path}: {key!r} in its metadata is not {kind.__name__}: {_DAMAGED}")
     if unknown := sorted(about.keys() - _ABOUT.keys() - {"format_version"}):
         raise InputError(f"{path}: its metadata has unknown keys {unknown}: {_DAMAGED}")
-    if about["streams"] not in ("tied", "junction"):
-        raise InputError(f"{path}: 'streams' is {about['streams']!r}, neither 'tied' nor 'junction': {_DAMAGED}")
+    for key, known in (("streams", ("tied", "junction")), ("norms", ("kept", "folded"))):
+        if about[key] not in known:
+            raise InputError(f"{path}: {key!r} is {about[key]!r}, neither {known[0]!r} nor {known[1]!r}: {_DAMAGED}")
     return about
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .canonical import NO_FOLDING, Folding, norm_folding, rotatable_layout
 from .errors import InputError
-from .evidence import Reader, WeightEvidence
+from .evidence import Products, Reader, WeightEvidence, cosine
 from .layout import Layout, part_of, tower_of
 from .maps import Map, Maps, PerHead
 from .matching.ascent import Ascent, AscentOptions
+from .matching.couplings import couple
 from .methods import DEFAULT_METHOD, Method, get_method
 from .models import ConfigLike, ModelLike, Models, open_models
 from .transport import part_slices
@@ -89,21 +92,21 @@ def match_models(
 ) -> Maps:
     """`match` for models that are open."""
     tie_qkv = method.tie_qkv if options.tie_qkv is None else options.tie_qkv
-    layout = models.layout.with_ties(streams=method.streams, tie_qkv=tie_qkv)
     about = {
-        "family": layout.family,
+        "family": models.layout.family,
         "method": method.name,
         "streams": method.streams,
         "tie_qkv": tie_qkv,
+        "norms": "folded" if method.group == "orthogonal" else "kept",
         "source": models.source.checkpoint.fingerprint(),
         "target": models.target.checkpoint.fingerprint(),
         "options": {**asdict(options), "tie_qkv": tie_qkv},
     }
     if method.group == "identity":
         return Maps({}, **about)
-    evidence = weight_evidence(models, layout, options.device)
-    ascent = climb(evidence, method, options, progress=progress)
-    maps = Maps(ascent.maps, **about, report=_report(evidence, ascent))
+    evidence = matching_evidence(models, method, options)
+    found = solve(evidence, method, options, progress=progress)
+    maps = Maps(found.maps, **about, report=_report(evidence, found))
     if not null_trials:
         return maps
     null = null_test(models, maps, method, options, trials=null_trials, progress=progress)
@@ -119,17 +122,49 @@ def stored_null(maps: Maps) -> dict[str, NullTest] | None:
     return {tower: NullTest(**{**one, **lists[tower]}) for tower, one in found.items()}
 
 
-def weight_evidence(models: Models, layout: Layout, device: str, target: Reader | None = None) -> WeightEvidence:
-    """The evidence of two bases; `target` replaces what is read from the target (for the null test)."""
+def weight_evidence(models: Models, layout: Layout, device: str, folding: Folding = NO_FOLDING) -> WeightEvidence:
+    """The evidence of two bases, norm gains folded if asked for."""
     moving = [n for n in models.shared() if any(layout.spaces[s].moves for s in layout.params[n].spaces)]
-    return WeightEvidence(layout, models.source.tensor, target or models.target.tensor, moving, device)
+    source, target = (partial(folding.read, model) for model in (models.source, models.target))
+    return WeightEvidence(layout, source, target, moving, device)
 
 
-def climb(evidence: WeightEvidence, method: Method, options: MatchOptions, *, progress: bool = False) -> Ascent:
-    """The best of one climb in the order of the forward pass and `restarts` in random orders."""
-    best: Ascent | None = None
+def matching_evidence(models: Models, method: Method, options: MatchOptions) -> WeightEvidence:
+    """The evidence in the form that a method matches: streams, heads and norms as its row says."""
+    tie_qkv = method.tie_qkv if options.tie_qkv is None else options.tie_qkv
+    layout = models.layout.with_ties(streams=method.streams, tie_qkv=tie_qkv, flat_heads=method.heads == "flat")
+    if method.group != "orthogonal":
+        return weight_evidence(models, layout, options.device)
+    folding = norm_folding(models.layout, [models.source, models.target])
+    return weight_evidence(models, rotatable_layout(layout, folding), options.device, folding)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a solver found.
+
+    Attributes:
+        maps: space -> map.
+        objective: F at the start and after every sweep; of one pass, at the start and the end.
+        converged: whether nothing was left to improve.
+        spectral: head group -> heads by singular values, where they were looked at.
+    """
+
+    maps: Mapping[str, Map]
+    objective: list[float]
+    converged: bool
+    spectral: Mapping[str, Tensor]
+
+
+def solve(evidence: WeightEvidence, method: Method, options: MatchOptions, *, progress: bool = False) -> Found:
+    """The maps of a method; of several climbs (`restarts`, in random orders) the best."""
+    if method.solver != "ascent":
+        maps = couple(evidence, method.solver)
+        return Found(maps, [evidence.value(one) for one in ({}, maps)], True, {})
+    climbs = []
     for order in (None, *(options.seed + i for i in range(options.restarts))):
         chosen = AscentOptions(
+            group=method.group,
             heads=method.heads,
             start=method.start,
             paper_heads=method.paper_heads,
@@ -139,10 +174,9 @@ def climb(evidence: WeightEvidence, method: Method, options: MatchOptions, *, pr
         )
         ascent = Ascent(evidence, chosen)
         ascent.run(progress=progress)
-        if best is None or ascent.objective[-1] > best.objective[-1]:
-            best = ascent
-    assert best is not None
-    return best
+        climbs.append(ascent)
+    best = max(climbs, key=lambda one: one.objective[-1])
+    return Found(best.maps, best.objective, best.converged, best.spectral)
 
 
 @dataclass(frozen=True)
@@ -163,6 +197,7 @@ class NullTest:
             norms and spectrum stay, what tensors agree on is gone.
         ratio: matched over the larger mean of the two.
         z: matched minus that mean, in standard deviations of that shuffle (0.005 at least).
+        layers: mean over all shuffled targets, by part of the model.
     """
 
     identity: float
@@ -171,6 +206,7 @@ class NullTest:
     orders: tuple[float, ...]
     ratio: float
     z: float
+    layers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -196,34 +232,56 @@ def null_test(
     Returns:
         One test for each tower ("model" where there is one).
     """
-    layout = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
-    evidence = weight_evidence(models, layout, options.device)
+    options = replace(options, tie_qkv=maps.tie_qkv)
+    evidence = matching_evidence(models, method, options)
     towers = layers_by_tower(evidence)
+    parts = {tower: _by_part(names) for tower, names in towers.items()}
 
-    def reached(target: Reader) -> dict[str, float]:
-        shuffled = weight_evidence(models, layout, options.device, _kept(target))
-        found = climb(shuffled, method, options, progress=progress).maps
-        return {tower: alignment(shuffled, found, names) for tower, names in towers.items()}
+    def reached(target: Reader) -> dict[str, Products]:
+        shuffled = evidence.against(_kept(target))
+        return shuffled.products(solve(shuffled, method, options, progress=progress).maps)
 
-    read, seeds = models.target.tensor, range(options.seed, options.seed + trials)
+    def cosines(found: Mapping[str, Products], tower: str) -> float:
+        return cosine(found[name] for name in towers[tower])
+
+    read, seeds = evidence.target, range(options.seed, options.seed + trials)
     entries = [reached(_entries_shuffled(read, seed)) for seed in seeds]
     orders = [reached(_orders_shuffled(read, evidence, seed)) for seed in seeds]
+    before, after = evidence.products({}), evidence.products(maps.spaces)
     return {
         tower: _null_test(
-            alignment(evidence, {}, names),
-            alignment(evidence, maps.spaces, names),
-            tuple(one[tower] for one in entries),
-            tuple(one[tower] for one in orders),
+            cosines(before, tower),
+            cosines(after, tower),
+            tuple(cosines(one, tower) for one in entries),
+            tuple(cosines(one, tower) for one in orders),
+            {part: _mean(cosine(one[n] for n in names) for one in entries + orders) for part, names in inside.items()},
         )
-        for tower, names in towers.items()
+        for tower, inside in parts.items()
     }
 
 
-def _null_test(identity: float, matched: float, entries: tuple[float, ...], orders: tuple[float, ...]) -> NullTest:
+def _null_test(
+    identity: float,
+    matched: float,
+    entries: tuple[float, ...],
+    orders: tuple[float, ...],
+    layers: Mapping[str, float],
+) -> NullTest:
     stricter = torch.tensor(max(entries, orders, key=sum), dtype=torch.float64)
     mean = float(stricter.mean())
     spread = max(float(stricter.std()) if len(stricter) > 1 else 0.0, MIN_SPREAD)
-    return NullTest(identity, matched, entries, orders, matched / max(mean, 1e-12), (matched - mean) / spread)
+    return NullTest(identity, matched, entries, orders, matched / max(mean, 1e-12), (matched - mean) / spread, layers)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(torch.tensor(list(values), dtype=torch.float64).mean())
+
+
+def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(part_of(name), []).append(name)
+    return groups
 
 
 def layers_by_tower(evidence: WeightEvidence) -> dict[str, list[str]]:
@@ -254,13 +312,6 @@ def _kept(read: Reader, limit: int = 2**30) -> Reader:
     return read_kept
 
 
-def alignment(evidence: WeightEvidence, maps: Mapping[str, Map], names: Iterable[str] | None = None) -> float:
-    """Cosine between target and mapped source over matrices (norm gains and biases are near-constant, so left out)."""
-    chosen = [n for n in (evidence.names if names is None else names) if len(evidence.layout.params[n].dims or ()) > 1]
-    target, source = evidence.norms(chosen)
-    return evidence.value(maps, chosen) / (target * source) if target and source else 0.0
-
-
 def _entries_shuffled(read: Reader, seed: int) -> Reader:
     def shuffled(name: str) -> Tensor:
         tensor = read(name)
@@ -289,24 +340,32 @@ def tensor_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _report(evidence: WeightEvidence, ascent: Ascent) -> dict[str, Any]:
-    target, source = evidence.norms(evidence.names)
-    scale = target * source or 1.0
-    before, after = evidence.value({}) / scale, ascent.objective[-1] / scale
+def _report(evidence: WeightEvidence, found: Found) -> dict[str, Any]:
+    products = {"identity": evidence.products({}), "matched": evidence.products(found.maps)}
+    before, after = (_similarity(one) for one in products.values())
     return {
-        "objective": ascent.objective,
-        "sweeps": len(ascent.objective) - 1,
-        "converged": ascent.converged,
+        "objective": found.objective,
+        "sweeps": len(found.objective) - 1,
+        "converged": found.converged,
         "similarity_identity": before,
         "similarity_matched": after,
-        "identity_is_as_good": all(m.is_identity for m in ascent.maps.values()) or before > 0.999 * after,
-        "fixed_points": {name: _fixed_points(one) for name, one in ascent.maps.items()},
+        "identity_is_as_good": all(m.is_identity for m in found.maps.values()) or before > 0.999 * after,
+        "fixed_points": {name: _fixed_points(one) for name, one in found.maps.items()},
         "heads": {
-            key: {"order": head.tolist(), "spectral": ascent.spectral[key].tolist()}
-            for key, head in _head_orders(ascent.maps).items()
+            key: {"order": head.tolist(), "spectral": found.spectral[key].tolist() if key in found.spectral else None}
+            for key, head in _head_orders(found.maps).items()
         },
-        "layers": layer_alignment(evidence, ascent.maps),
+        "layers": {
+            part: {when: cosine(one[name] for name in names) for when, one in products.items()}
+            for part, names in _by_part(evidence.names).items()
+        },
     }
+
+
+def _similarity(products: Mapping[str, Products]) -> float:
+    """Cosine over all tensors, the objective's own scale."""
+    both, target, source = (sum(one[i] for one in products.values()) for i in range(3))
+    return both / (target * source) ** 0.5 if target and source else 0.0
 
 
 def _head_orders(maps: Mapping[str, Map]) -> dict[str, Tensor]:
@@ -314,17 +373,9 @@ def _head_orders(maps: Mapping[str, Map]) -> dict[str, Tensor]:
 
 
 def _fixed_points(one: Map) -> float:
+    """Share of the units that stay where they are; of matrices, of their weight."""
     flat = one.flat() if isinstance(one, PerHead) else one
     index = getattr(flat, "index", None)
-    return 1.0 if index is None else float((index == torch.arange(len(index))).double().mean())
-
-
-def layer_alignment(evidence: WeightEvidence, maps: Mapping[str, Map]) -> dict[str, dict[str, float]]:
-    """Cosine before and after matching, by part of the model."""
-    groups: dict[str, list[str]] = {}
-    for name in evidence.names:
-        groups.setdefault(part_of(name), []).append(name)
-    return {
-        key: {"identity": alignment(evidence, {}, names), "matched": alignment(evidence, maps, names)}
-        for key, names in groups.items()
-    }
+    if index is not None:
+        return float((index == torch.arange(len(index))).double().mean())
+    return float(one.matrix().diagonal().clamp(0, 1).mean())

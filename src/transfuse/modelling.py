@@ -6,7 +6,7 @@ import importlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from .reference import ReferenceConfig, forward
 
 State = Mapping[str, Tensor]
 Runner = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+Around = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class Unavailable(Exception):
@@ -41,7 +42,12 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def build_runner(
-    kind: str, config: Mapping[str, Any], state: State, prefix: str = "", optional: Sequence[str] = ()
+    kind: str,
+    config: Mapping[str, Any],
+    state: State,
+    prefix: str = "",
+    optional: Sequence[str] = (),
+    around: Around | None = None,
 ) -> Runner:
     """A function from inputs to outputs by name, for the real model with these weights.
 
@@ -52,19 +58,40 @@ def build_runner(
         prefix: what stands before a bare stack's names (torch_encoder).
         optional: names (regular expressions) of heads that may be missing; they are set to zero, and so are their
             outputs. A body is often saved without the pooler that its class has.
+        around: a context for every run, made from the module (hooks, say).
 
     Raises:
-        Unavailable: no class is known or installed for it.
+        Unavailable: no class is known or installed for it, or `around` is given and it is not a module.
         InputError: weights are missing for the class.
     """
-    if kind == "open_clip":
-        return _module_runner(_load(_open_clip(config), state), ("image_features", "text_features", "logit_scale"))
-    if kind == "timm":
-        return _timm_runner(_load(_timm(config), state), "head.weight" in state)
-    if config.get("model_type") == "transfuse_reference":
+    if kind not in ("open_clip", "timm") and config.get("model_type") == "transfuse_reference":
+        if around is not None:
+            raise Unavailable("the reference transformer is not a module")
         return _reference_runner(config, state)
+    model, run = _module_and_runner(kind, config, state, prefix, optional)
+    return run if around is None else _within(around, model, run)
+
+
+def _within(around: Around, model: nn.Module, run: Runner) -> Runner:
+    def run_within(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with around(model):
+            return run(inputs)
+
+    return run_within
+
+
+def _module_and_runner(
+    kind: str, config: Mapping[str, Any], state: State, prefix: str, optional: Sequence[str]
+) -> tuple[nn.Module, Runner]:
+    if kind == "open_clip":
+        model = _load(_open_clip(config), state)
+        return model, _module_runner(model, ("image_features", "text_features", "logit_scale"))
+    if kind == "timm":
+        model = _load(_timm(config), state)
+        return model, _timm_runner(model, "head.weight" in state)
     if config.get("model_type") == "torch_encoder":
-        return _module_runner(_load(_torch_encoder(config, state, prefix), _strip(state, prefix)), ("output",))
+        model = _load(_torch_encoder(config, state, prefix), _strip(state, prefix))
+        return model, _module_runner(model, ("output",))
     model, loading = load_transformers(config, state)
     if loading.mismatched:
         raise Unavailable(
@@ -74,7 +101,7 @@ def build_runner(
         raise InputError(f"the model class {type(model).__name__} misses weights: {', '.join(wanted[:5])}")
     for name in loading.missing:
         model.get_parameter(name).data.zero_()
-    return _transformers_runner(model)
+    return model, _transformers_runner(model)
 
 
 def _is_one_of(name: str, patterns: Sequence[str]) -> bool:

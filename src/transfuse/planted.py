@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import torch
 
+from .canonical import NO_FOLDING, norm_folding, rotatable_layout
+from .checkpoint import open_checkpoint
+from .errors import InputError
 from .layout import Layout, Space
-from .maps import Dense, Map, PerHead, Permutation
+from .maps import Dense, Map, Maps, Orthogonal, PerHead, Permutation
+from .matching.procrustes import ones_complement
+from .models import ModelLike, open_models
+from .transport import transport
+from .writing import check_output, plan_like, write_checkpoint
 
 
 def random_maps(layout: Layout, generator: torch.Generator, *, group: str = "permutation") -> dict[str, Map]:
@@ -14,7 +25,8 @@ def random_maps(layout: Layout, generator: torch.Generator, *, group: str = "per
     Args:
         layout: streams tied or not, as wanted.
         generator: the only source of randomness.
-        group: "permutation", or "largest": the largest group each space allows (any invertible map inside heads).
+        group: "permutation"; "rotation": rotations of the streams that may be rotated (`rotatable_layout`) and inside
+            heads; or "largest": any invertible map inside heads.
     """
     orders: dict[str, Permutation] = {}
     found: dict[str, Map] = {}
@@ -22,11 +34,12 @@ def random_maps(layout: Layout, generator: torch.Generator, *, group: str = "per
         if not space.moves:
             continue
         if space.heads is None:
-            found[space.name] = Permutation(torch.randperm(space.size, generator=generator))
+            rotates = group == "rotation" and space.group == "rotation"
+            found[space.name] = _rotation(space.size, generator) if rotates else _order(space.size, generator)
             continue
         key = space.name.split("/")[0]
         if key not in orders:
-            orders[key] = Permutation(torch.randperm(space.heads, generator=generator))
+            orders[key] = _order(space.heads, generator)
         found[space.name] = PerHead(orders[key], _inner(space, generator, group))
     return found
 
@@ -35,10 +48,104 @@ def _inner(space: Space, generator: torch.Generator, group: str) -> tuple[Map, .
     assert space.heads is not None
     width = space.size // space.heads
     if group == "permutation":
-        return tuple(Permutation(torch.randperm(width, generator=generator)) for _ in range(space.heads))
+        return tuple(_order(width, generator) for _ in range(space.heads))
+    if group == "rotation":
+        return tuple(Orthogonal(_orthogonal(width, generator)) for _ in range(space.heads))
     # Well-conditioned on purpose: an orthogonal factor of a Gaussian matrix, its columns stretched by 1/2 to 3/2.
     made = []
     for _ in range(space.heads):
-        basis, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=generator))
-        made.append(Dense(basis * (0.5 + torch.rand(width, dtype=torch.float64, generator=generator))))
+        stretch = 0.5 + torch.rand(width, dtype=torch.float64, generator=generator)
+        made.append(Dense(_orthogonal(width, generator) * stretch))
     return tuple(made)
+
+
+def _order(size: int, generator: torch.Generator) -> Permutation:
+    return Permutation(torch.randperm(size, generator=generator))
+
+
+def _rotation(size: int, generator: torch.Generator) -> Orthogonal:
+    """A random rotation that keeps the vector of ones."""
+    basis = ones_complement(size)
+    return Orthogonal(1 / size + basis @ _orthogonal(size - 1, generator) @ basis.T)
+
+
+def _orthogonal(size: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))[0]
+
+
+PLANTED_MAPS = "planted_maps.safetensors"
+
+
+def plant(
+    model: ModelLike,
+    out: str | os.PathLike[str],
+    *,
+    group: str = "permutation",
+    seed: int = 0,
+    like: ModelLike | None = None,
+    force: bool = False,
+) -> Path:
+    """Writes a model that computes the same in other coordinates, and the maps that lead to it: a known truth.
+
+    Args:
+        model: directory, hub id or state dict.
+        out: the folder to write.
+        group: "permutation", or "rotation": norm gains folded, the stream and the insides of heads rotated.
+        seed: of the maps.
+        like: a model in the coordinates of `model` (what it was trained on from): the maps are accepted for ports from
+            it. Default: `model` itself.
+        force: replace an existing folder.
+
+    Returns:
+        `out`; the maps are in it as `planted_maps.safetensors`.
+
+    Raises:
+        InputError: the model cannot be read, `out` exists, or a rotation is asked for where a norm that cannot be
+            folded (CLIP's pre_layrnorm, any post-norm) rules it out.
+    """
+    place = Path(out)
+    check_output(place, force=force)
+    opened = open_models(like if like is not None else model, model)
+    source, target, layout = opened.source, opened.target, opened.layout.with_ties()
+    folding = norm_folding(opened.layout, [target]) if group == "rotation" else NO_FOLDING
+    if group == "rotation":
+        layout = rotatable_layout(layout, folding)
+        if not folding.rotatable:
+            raise InputError(
+                f"{target.checkpoint.location}: no stream of it can be rotated: the gains of a norm whose output is "
+                "the stream itself (post-norm, or a norm on the embeddings) are not all equal"
+            )
+    spaces = random_maps(layout, torch.Generator().manual_seed(seed), group=group)
+
+    def read(on_disk: str) -> torch.Tensor:
+        name, tensor = names[on_disk], target.checkpoint.tensor(on_disk)
+        if not tensor.is_floating_point():
+            return tensor
+        moved = transport(folding.fold(target, name, tensor.double()), layout.params[name], spaces)
+        return moved.to(tensor.dtype)
+
+    names = {on_disk: name for name, on_disk in target.disk.items()}
+
+    def finish(folder: Path) -> dict[str, str]:
+        maps = Maps(
+            spaces,
+            family=layout.family,
+            method="orthogonal" if group == "rotation" else "tied",
+            norms="folded" if group == "rotation" else "kept",
+            source=source.checkpoint.fingerprint(),
+            target=open_checkpoint(folder).fingerprint(),
+        )
+        maps.save(folder / PLANTED_MAPS)
+        return {}
+
+    config = target.checkpoint.config
+    write_checkpoint(
+        place,
+        plan=plan_like(target.checkpoint, {on_disk: on_disk for on_disk in names}, []),
+        read=read,
+        files={"config.json": json.dumps(dict(config), indent=2, sort_keys=True) + "\n"} if config else {},
+        copy_from=target.checkpoint.companions,
+        finish=finish,
+        force=force,
+    )
+    return place

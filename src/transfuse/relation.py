@@ -10,9 +10,10 @@ import torch
 
 from .delta import task_vector
 from .errors import InputError
+from .evidence import cosine
 from .layout import part_of
 from .maps import Maps
-from .match import NullTest, alignment, layers_by_tower, weight_evidence
+from .match import NullTest, layers_by_tower, weight_evidence
 from .models import Model, Models
 
 
@@ -160,7 +161,8 @@ def raw_cosines(models: Models) -> dict[str, float]:
     """Cosine of source and target over the layers' matrices, as they are, by tower."""
     if models.layout.spaces:
         evidence = weight_evidence(models, models.layout, "cpu")
-        return {tower: alignment(evidence, {}, names) for tower, names in layers_by_tower(evidence).items()}
+        products = evidence.products({})
+        return {tower: cosine(products[n] for n in names) for tower, names in layers_by_tower(evidence).items()}
     product = left = right = 0.0
     for name in models.shared():
         if len(models.source.shape(name)) > 1:

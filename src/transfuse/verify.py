@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .axes import Axes
+from .canonical import NO_FOLDING, Folding, norm_folding
 from .layout import Layout, bind
 from .layouts import FAMILIES
 from .maps import Map, Maps
-from .modelling import Unavailable, build_runner, seeded_inputs
+from .modelling import Around, Unavailable, build_runner, seeded_inputs
 from .models import Model
 from .planted import random_maps
 from .reference import ReferenceConfig, forward, permuted_skips, random_state
+from .skips import memory_names, needed_skips, permuted_skips_of
 from .transport import transport
 
 
@@ -52,13 +53,15 @@ class Equivalence:
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-def map_state(model: Model, layout: Layout, maps: Mapping[str, Map], dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors of a model carried by maps, under their on-disk names; integer buffers stay."""
+def map_state(
+    model: Model, layout: Layout, maps: Mapping[str, Map], dtype: torch.dtype, folding: Folding = NO_FOLDING
+) -> dict[str, Tensor]:
+    """All tensors of a model, folded if asked for, carried by maps, by on-disk name; integer buffers stay."""
     state = {}
     for name, on_disk in model.disk.items():
         tensor = model.checkpoint.tensor(on_disk)
         if tensor.is_floating_point():
-            tensor = transport(tensor.to(dtype), layout.params[name], maps)
+            tensor = transport(folding.fold(model, name, tensor.to(dtype)), layout.params[name], maps)
         state[on_disk] = tensor.contiguous()
     return state
 
@@ -66,8 +69,8 @@ def map_state(model: Model, layout: Layout, maps: Mapping[str, Map], dtype: torc
 def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0, double: bool = False) -> Equivalence:
     """Runs π(model) against the model on seeded inputs, in the real class.
 
-    Per-junction maps have no stock model to run in. For them the layout is checked in the real class with random tied
-    maps, and the maps themselves on the reference transformer.
+    Per-junction maps have no stock model to run in: the real class is run with permuted skips. Where its branches are
+    no modules, the layout is checked in the real class with random tied maps, the maps on the reference transformer.
 
     Args:
         layout: of the models, streams not yet tied.
@@ -75,7 +78,14 @@ def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0
     """
     form = layout.with_ties(streams="tied", tie_qkv=maps.tie_qkv)
     if maps.streams == "tied":
-        return _check_real(model, form, maps, seed, double)
+        folding = norm_folding(layout, [model]) if maps.norms == "folded" else NO_FOLDING
+        return _check_real(model, form, maps, seed, double, folding)
+    mapped = _check_real(model, layout.with_ties(streams="junction", tie_qkv=maps.tie_qkv), maps, seed, double)
+    if mapped.checked:
+        reason = "; ".join(
+            filter(None, ("these maps need permuted skips, which were put into the class", mapped.reason))
+        )
+        return replace(mapped, exportable=False, reason=reason)
     drawn = Maps(random_maps(form, torch.Generator().manual_seed(seed)), family=maps.family, tie_qkv=maps.tie_qkv)
     real = _check_real(model, form, drawn, seed, double)
     reference = check_reference(maps, layout, seed=seed)
@@ -84,36 +94,49 @@ def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0
     return replace(reference, passed=passed, reason=f"{reference.reason}; {said}")
 
 
-def _check_real(model: Model, layout: Layout, maps: Maps, seed: int, double: bool) -> Equivalence:
+def _check_real(
+    model: Model, layout: Layout, maps: Maps, seed: int, double: bool, folding: Folding = NO_FOLDING
+) -> Equivalence:
     dtype = torch.float64 if double else torch.float32
     config, kind, prefix = model.checkpoint.config, model.checkpoint.kind, ""
     if layout.family == "torch_encoder":
-        config = {**config, "model_type": "torch_encoder", "d_model": layout.spaces["stream"].size}
+        width = next(space.size for name, space in layout.spaces.items() if name.split(".")[0] == "stream")
+        config = {**config, "model_type": "torch_encoder", "d_model": width}
         anchor = FAMILIES[layout.family].anchor
         prefix = model.disk[anchor].removesuffix(anchor)
     try:
-        plain, moved = (map_state(model, layout, one, dtype) for one in ({}, maps.spaces))
+        plain, moved = map_state(model, layout, {}, dtype), map_state(model, layout, maps.spaces, dtype, folding)
         inputs = seeded_inputs(kind, config, seed, dtype)
         optional = FAMILIES[layout.family].optional
         expected = _outputs(build_runner(kind, config, plain, prefix, optional)(inputs))
         if "src" in inputs:  # a bare stack's input is in the stream
             inputs = {"src": transport(inputs["src"], layout.outputs["output"], maps.spaces)}
-        found = build_runner(kind, config, moved, prefix, optional)(inputs)
+        skips = _skips(layout, maps, config) if needed_skips(maps) else None
+        found = build_runner(kind, config, moved, prefix, optional, skips)(inputs)
     except Unavailable as error:
         return Equivalence("", None, (), str(dtype), True, None, str(error))
-    back, axes = maps.inverse().spaces, _output_axes(model, layout)
-    restored = {name: transport(x, axes[name], back) if name in axes else x for name, x in found.items()}
+    back, moved_outputs = maps.inverse().spaces, _moved_outputs(model, layout)
+    restored = {
+        name: folding.unfold(model, moved_outputs[name], transport(x, layout.outputs[moved_outputs[name]], back))
+        if name in moved_outputs
+        else x
+        for name, x in found.items()
+    }
     error = relative_error(expected, restored)
     label = (config.get("architectures") or [config.get("architecture") or layout.family])[0]
     covered = "the stack alone: the tensors around it are not covered" if "src" in inputs else ""
     return Equivalence(label, error, tuple(expected), str(dtype), True, error < TOLERANCES[dtype], covered)
 
 
-def _output_axes(model: Model, layout: Layout) -> dict[str, Axes]:
-    """Axes of the outputs of this model: those of its tower, where towers name their outputs alike."""
+def _skips(layout: Layout, maps: Maps, config: Mapping[str, Any]) -> Around:
+    return lambda module: permuted_skips_of(module, layout, memory_names(module, layout, config), needed_skips(maps))
+
+
+def _moved_outputs(model: Model, layout: Layout) -> dict[str, str]:
+    """Name of an output of this model -> its name in the layout, for those of its tower in the stream's coordinates."""
     layers = [name for name in model.disk if name in layout.params]
     mine = {space for name in layers for space in layout.params[name].spaces}
-    return {name.split(".")[-1]: axes for name, axes in layout.outputs.items() if axes.spaces <= mine}
+    return {name.split(".")[-1]: name for name, axes in layout.outputs.items() if axes.spaces <= mine}
 
 
 def _outputs(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

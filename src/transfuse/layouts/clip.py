@@ -6,12 +6,12 @@ The joint embedding is public (users keep prototypes and indices in it), so its 
 from ..layout import Family, Tower
 
 _LAYERS = """
-    {tower}.encoder.layers.{l}.layer_norm1.*          stream.{in}
+    {tower}.encoder.layers.{l}.layer_norm1.*          stream.{in}          as norm
     {tower}.encoder.layers.{l}.self_attn.q_proj.*     heads.{l}/qk.{l} <- stream.{in}
     {tower}.encoder.layers.{l}.self_attn.k_proj.*     heads.{l}/qk.{l}* <- stream.{in}
     {tower}.encoder.layers.{l}.self_attn.v_proj.*     heads.{l}/vo.{l} <- stream.{in}
     {tower}.encoder.layers.{l}.self_attn.out_proj.*   stream.{mid} <- heads.{l}/vo.{l}
-    {tower}.encoder.layers.{l}.layer_norm2.*          stream.{mid}
+    {tower}.encoder.layers.{l}.layer_norm2.*          stream.{mid}         as norm
     {tower}.encoder.layers.{l}.mlp.fc1.*              mlp.{l} <- stream.{mid}
     {tower}.encoder.layers.{l}.mlp.fc2.*              stream.{out} <- mlp.{l}
 """
@@ -21,7 +21,7 @@ _TEXT = (
     + """
     text_model.embeddings.token_embedding.*           vocab, stream.{first}
     text_model.embeddings.position_embedding.*        _, stream.{first}
-    text_model.final_layer_norm.*                     stream.{last}
+    text_model.final_layer_norm.*                     stream.{last}        as norm
 """
 )
 
@@ -30,8 +30,7 @@ _VISION = (
     + """
     vision_model.embeddings.patch_embedding.*         stream.{first} <- _, _, _
     vision_model.embeddings.position_embedding.*      _, stream.{first}
-    vision_model.post_layernorm.*                     stream.{last}
-    classifier.*                                      _ <- stream.{last}
+    vision_model.post_layernorm.*                     stream.{last}        as norm
 """
 )
 
@@ -66,16 +65,17 @@ CLIP = Family(
             _VISION
             + """
     vision_model.embeddings.class_embedding           stream.{first}
-    vision_model.pre_layrnorm.*                       stream.{first}
+    vision_model.pre_layrnorm.*                       stream.{first}       as stream-norm
     visual_projection.weight                          _ <- stream.{last}
+    classifier.*                                      _ <- stream.{last}  as raw
 """,
         ),
     ),
     outputs={
         "vision.last_hidden_state": "_, _, vision.stream.{last} @vision.",
-        "vision.pooler_output": "_, vision.stream.{last} @vision.",
-        "text.last_hidden_state": "_, _, text.stream.{last} @text.",
-        "text.pooler_output": "_, text.stream.{last} @text.",
+        "vision.pooler_output": "_, vision.stream.{last} as normed @vision.",
+        "text.last_hidden_state": "_, _, text.stream.{last} as normed @text.",
+        "text.pooler_output": "_, text.stream.{last} as normed @text.",
     },
     optional=(r"classifier\..*", r"(text|visual)_projection\..*", r"logit_scale"),
 )
@@ -97,7 +97,8 @@ SIGLIP = Family(
             "vision",
             _VISION
             + """
-    vision_model.head.probe                           _, _, stream.{last}
+    classifier.*                                      _ <- stream.{last}
+    vision_model.head.probe                           _, _, stream.{last}  as normed
     vision_model.head.attention.in_proj_weight        heads.pool/qk.pool | heads.pool/qk.pool* | heads.pool/vo.pool <- stream.{last}
     vision_model.head.attention.in_proj_bias          heads.pool/qk.pool | heads.pool/qk.pool* | heads.pool/vo.pool
     vision_model.head.attention.out_proj.*            _ <- heads.pool/vo.pool
@@ -108,8 +109,8 @@ SIGLIP = Family(
         ),
     ),
     outputs={
-        "vision.last_hidden_state": "_, _, vision.stream.{last} @vision.",
-        "text.last_hidden_state": "_, _, text.stream.{last} @text.",
+        "vision.last_hidden_state": "_, _, vision.stream.{last} as normed @vision.",
+        "text.last_hidden_state": "_, _, text.stream.{last} as normed @text.",
     },
     optional=(r"classifier\..*", r"logit_(scale|bias)", r"vision_model\.head\..*"),
 )

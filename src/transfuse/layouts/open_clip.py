@@ -7,15 +7,15 @@ from ..errors import InputError
 from ..layout import Family, Tower
 
 _BLOCKS = """
-    {tower}transformer.resblocks.{l}.ln_1.*              stream.{in}
+    {tower}transformer.resblocks.{l}.ln_1.*              stream.{in}     as norm
     {tower}transformer.resblocks.{l}.attn.in_proj_weight heads.{l}/qk.{l} | heads.{l}/qk.{l}* | heads.{l}/vo.{l} <- stream.{in}
     {tower}transformer.resblocks.{l}.attn.in_proj_bias   heads.{l}/qk.{l} | heads.{l}/qk.{l}* | heads.{l}/vo.{l}
     {tower}transformer.resblocks.{l}.attn.out_proj.*     stream.{mid} <- heads.{l}/vo.{l}
-    {tower}transformer.resblocks.{l}.ls_1.gamma          stream.{mid}
-    {tower}transformer.resblocks.{l}.ln_2.*              stream.{mid}
+    {tower}transformer.resblocks.{l}.ls_1.gamma          stream.{mid}    as scale
+    {tower}transformer.resblocks.{l}.ln_2.*              stream.{mid}    as norm
     {tower}transformer.resblocks.{l}.mlp.c_fc.*          mlp.{l} <- stream.{mid}
     {tower}transformer.resblocks.{l}.mlp.c_proj.*        stream.{out} <- mlp.{l}
-    {tower}transformer.resblocks.{l}.ls_2.gamma          stream.{out}
+    {tower}transformer.resblocks.{l}.ls_2.gamma          stream.{out}    as scale
 """
 
 
@@ -58,7 +58,7 @@ OPEN_CLIP = Family(
     token_embedding.weight                               vocab, stream.{first}
     positional_embedding                                 _, stream.{first}
     cls_emb                                              stream.{first}
-    ln_final.*                                           stream.{last}
+    ln_final.*                                           stream.{last}   as norm
     text_projection                                      stream.{last} -> _
     text_projection.*                                    _ <- stream.{last}
     logit_scale                                          -
@@ -75,8 +75,8 @@ OPEN_CLIP = Family(
     visual.conv1.*                                       stream.{first} <- _, _, _
     visual.class_embedding                               stream.{first}
     visual.positional_embedding                          _, stream.{first}
-    visual.ln_pre.*                                      stream.{first}
-    visual.ln_post.*                                     stream.{last}
+    visual.ln_pre.*                                      stream.{first}  as stream-norm
+    visual.ln_post.*                                     stream.{last}   as norm
     visual.proj                                          stream.{last} -> _
 """,
         ),

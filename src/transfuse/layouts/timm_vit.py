@@ -50,16 +50,16 @@ TIMM_VIT = Family(
     reg_token                              _, _, stream.{first}
     pos_embed                              _, _, stream.{first}
     patch_embed.proj.*                     stream.{first} <- _, _, _
-    norm_pre.*                             stream.{first}
-    blocks.{l}.norm1.*                     stream.{in}
+    norm_pre.*                             stream.{first}  as stream-norm
+    blocks.{l}.norm1.*                     stream.{in}     as norm
     blocks.{l}.attn.qkv.*                  heads.{l}/qk.{l} | heads.{l}/qk.{l}* | heads.{l}/vo.{l} <- stream.{in}
     blocks.{l}.attn.proj.*                 stream.{mid} <- heads.{l}/vo.{l}
-    blocks.{l}.ls1.gamma                   stream.{mid}
-    blocks.{l}.norm2.*                     stream.{mid}
+    blocks.{l}.ls1.gamma                   stream.{mid}    as scale
+    blocks.{l}.norm2.*                     stream.{mid}    as norm
     blocks.{l}.mlp.fc1.*                   mlp.{l} <- stream.{mid}
     blocks.{l}.mlp.fc2.*                   stream.{out} <- mlp.{l}
-    blocks.{l}.ls2.gamma                   stream.{out}
-    norm.*                                 stream.{last}
+    blocks.{l}.ls2.gamma                   stream.{out}    as scale
+    norm.*                                 stream.{last}   as norm
     attn_pool.latent                       _, _, probe
     attn_pool.q.*                          heads.pool/qk.pool <- probe
     attn_pool.kv.*                         heads.pool/qk.pool* | heads.pool/vo.pool <- stream.{last}
@@ -67,13 +67,13 @@ TIMM_VIT = Family(
     attn_pool.norm.*                       features
     attn_pool.mlp.fc1.*                    mlp.pool <- features
     attn_pool.mlp.fc2.*                    features <- mlp.pool
-    fc_norm.*                              features
+    fc_norm.*                              features        as norm
     head.*                                 _ <- features
     head_dist.*                            _ <- features
 """,
         ),
     ),
-    outputs={"features": "_, features", "tokens": "_, _, features"},  # of a model without a head
+    outputs={"features": "_, features as normed", "tokens": "_, _, features as normed"},  # of a model without a head
     ties=(Tie("features", "stream.{last}", unless="attn_pool.latent"),),
     optional=(r"head(_dist)?\..*", r"fc_norm\..*"),
 )

@@ -23,12 +23,12 @@ TORCH_ENCODER = Family(
     layers.{l}.linear2.*                  stream.{out} <- mlp.{l}
     layers.{l}.norm1.*                    stream.{mid}    if post-norm
     layers.{l}.norm2.*                    stream.{out}    if post-norm
-    layers.{l}.norm1.*                    stream.{in}
-    layers.{l}.norm2.*                    stream.{mid}
-    norm.*                                stream.{last}
+    layers.{l}.norm1.*                    stream.{in}     as norm
+    layers.{l}.norm2.*                    stream.{mid}    as norm
+    norm.*                                stream.{last}   as norm
 """,
         ),
     ),
     anchor="layers.0.self_attn.in_proj_weight",
-    outputs={"output": "_, _, stream.{last}"},
+    outputs={"output": "_, _, stream.{last} as normed"},
 )

@@ -35,11 +35,11 @@ _VIT = (
     + """
     embeddings.mask_token                              _, _, stream.{first}
     embeddings.distillation_token                      _, _, stream.{first}
-    encoder.layer.{l}.layernorm_before.*               stream.{in}
-    encoder.layer.{l}.layernorm_after.*                stream.{mid}
+    encoder.layer.{l}.layernorm_before.*               stream.{in}    as norm
+    encoder.layer.{l}.layernorm_after.*                stream.{mid}   as norm
     encoder.layer.{l}.intermediate.dense.*             mlp.{l} <- stream.{mid}
     encoder.layer.{l}.output.dense.*                   stream.{out} <- mlp.{l}
-    layernorm.*                                        stream.{last}
+    layernorm.*                                        stream.{last}  as norm
     pooler.dense.*                                     pooled <- stream.{last}
     classifier.*                                       _ <- stream.{last}
     cls_classifier.*                                   _ <- stream.{last}
@@ -47,7 +47,7 @@ _VIT = (
     decoder.0.*                                        _ <- stream.{last}, _, _
 """
 )
-_OUTPUTS = {"last_hidden_state": "_, _, stream.{last}", "pooler_output": "_, pooled"}
+_OUTPUTS = {"last_hidden_state": "_, _, stream.{last} as normed", "pooler_output": "_, pooled"}
 _HEADS = (r"pooler\..*", r".*classifier\..*", r"decoder\..*", r"embeddings\.mask_token")
 
 VIT = Family(
@@ -81,9 +81,9 @@ DINOV2 = Family(
             + _ATTENTION
             + """
     embeddings.mask_token                              _, stream.{first}
-    encoder.layer.{l}.norm1.*                          stream.{in}
-    encoder.layer.{l}.layer_scale1.lambda1             stream.{mid}
-    encoder.layer.{l}.norm2.*                          stream.{mid}
+    encoder.layer.{l}.norm1.*                          stream.{in}    as norm
+    encoder.layer.{l}.layer_scale1.lambda1             stream.{mid}   as scale
+    encoder.layer.{l}.norm2.*                          stream.{mid}   as norm
     encoder.layer.{l}.mlp.fc1.*                        mlp.{l} <- stream.{mid}
     encoder.layer.{l}.mlp.fc2.*                        stream.{out} <- mlp.{l}
     encoder.layer.{l}.mlp.weights_in.*                 mlp.{l} | mlp.{l} <- stream.{mid}
@@ -91,12 +91,12 @@ DINOV2 = Family(
     encoder.layer.{l}.mlp.gate_proj.*                  mlp.{l} <- stream.{mid}
     encoder.layer.{l}.mlp.up_proj.*                    mlp.{l} <- stream.{mid}
     encoder.layer.{l}.mlp.down_proj.*                  stream.{out} <- mlp.{l}
-    encoder.layer.{l}.layer_scale2.lambda1             stream.{out}
-    layernorm.*                                        stream.{last}
+    encoder.layer.{l}.layer_scale2.lambda1             stream.{out}   as scale
+    layernorm.*                                        stream.{last}  as norm
     classifier.*                                       _ <- stream.{last} | stream.{last}
 """,
         ),
     ),
-    outputs={"last_hidden_state": "_, _, stream.{last}", "pooler_output": "_, stream.{last}"},
+    outputs={"last_hidden_state": "_, _, stream.{last} as normed", "pooler_output": "_, stream.{last} as normed"},
     optional=_HEADS,
 )

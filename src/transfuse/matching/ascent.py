@@ -18,9 +18,10 @@ from tqdm import tqdm
 from ..errors import TransfuseError
 from ..evidence import WeightEvidence
 from ..layout import forward_position
-from ..maps import Map, PerHead, Permutation
+from ..maps import Map, Orthogonal, PerHead, Permutation
 from .assignment import best_permutation, permutation_score
-from .heads import identity_heads, inner_permutations, joint_heads, spectral_heads
+from .heads import head_blocks, identity_heads, inner_maps, joint_heads, spectral_heads
+from .procrustes import best_rotation
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ class AscentOptions:
     """How to climb.
 
     Attributes:
+        group: "permutation", or "orthogonal": rotations where the layout allows them, permutations elsewhere.
         heads: "spectral": heads as singular values say, once (eq. 8). "inner-product": re-matched exactly at each step.
+            "in-order": never matched. "flat": the layout knows no heads.
         start: "identity" (the paper's) or "anchored": every space is first set from what both models share without
             knowing other maps (embeddings, biases, norms, heads), then from spaces set before it.
         paper_heads: the inner step sees only q, k, v (eq. 9), not the output projection.
@@ -41,6 +44,7 @@ class AscentOptions:
         order: None for the order of the forward pass, else a seed for a random one.
     """
 
+    group: str = "permutation"
     heads: str = "inner-product"
     start: str = "anchored"
     paper_heads: bool = False
@@ -114,7 +118,7 @@ class Ascent:
             if about.heads is None:
                 self.maps[space] = Permutation(torch.arange(about.size))
             else:
-                heads = self.heads_by_spectra(group, about.heads)
+                heads = None if self.options.heads == "in-order" else self.heads_by_spectra(group, about.heads)
                 self.maps[space] = identity_heads(about.heads, about.size // about.heads, heads)
             self._versions[space] = 0
 
@@ -156,12 +160,18 @@ class Ascent:
     ) -> dict[str, Map]:
         first = self.maps[group[0]]
         if not isinstance(first, PerHead):
-            return {group[0]: Permutation(best_permutation(scores[group[0]]))}
+            return {group[0]: self.best(group[0], scores[group[0]])}
         if self.options.paper_heads:
             scores = {space: self.evidence.cross(space, self.maps, known=known, rows=True) for space in group}
-        if self.options.heads == "spectral":
-            return {space: inner_permutations(score, first.heads.index) for space, score in scores.items()}
-        return dict(joint_heads(scores, len(first.inner)))
+        if self.options.heads in ("spectral", "in-order"):
+            return {space: inner_maps(one, first.heads.index, self.options.group) for space, one in scores.items()}
+        return dict(joint_heads(scores, len(first.inner), self.options.group))
+
+    def best(self, space: str, scores: Tensor) -> Map:
+        """The best element for a space without heads."""
+        if self.options.group == "orthogonal" and self.evidence.layout.spaces[space].group == "rotation":
+            return Orthogonal(best_rotation(scores, keep_ones=True))
+        return Permutation(best_permutation(scores))
 
     def rises(self, group: tuple[str, ...], scores: dict[str, Tensor], proposed: dict[str, Map]) -> bool:
         quadratic = {n for s in group for n in self.evidence.holders(s) if self.evidence.holds_twice(n, s)}
@@ -188,6 +198,13 @@ class Ascent:
 
 
 def _score(scores: Tensor, found: Map) -> float:
-    index = found.flat() if isinstance(found, PerHead) else found
-    assert isinstance(index, Permutation)
-    return permutation_score(scores, index.index)
+    """<scores, T>."""
+    flat = found.flat() if isinstance(found, PerHead) else found
+    if isinstance(flat, Permutation):
+        return permutation_score(scores, flat.index)
+    if isinstance(flat, Orthogonal):
+        return float((scores * flat.weight.to(scores)).sum())
+    assert isinstance(found, PerHead)
+    blocks = head_blocks(scores, len(found.inner))
+    pairs = enumerate(found.heads.index.tolist())
+    return sum(_score(blocks[i, j], found.inner[i]) for i, j in pairs)

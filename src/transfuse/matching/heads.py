@@ -1,7 +1,7 @@
 """The two-level step for attention heads: which head is which, then which unit inside it is which.
 
 Several spaces can share the heads of a layer (q and k one, v and o the other); they take the same head permutation,
-each with inner permutations of its own.
+each with inner maps of its own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..maps import PerHead, Permutation
+from ..maps import Map, Orthogonal, PerHead, Permutation
 from .assignment import best_permutation, permutation_score
+from .procrustes import best_rotation
 
 
 def spectral_heads(target: Sequence[Tensor], source: Sequence[Tensor]) -> Tensor:
@@ -29,38 +30,34 @@ def spectral_heads(target: Sequence[Tensor], source: Sequence[Tensor]) -> Tensor
     return best_permutation(-distance)
 
 
-def inner_permutations(scores: Tensor, heads: Tensor) -> PerHead:
-    """The best inner permutations for given heads (eq. 9).
+def inner_maps(scores: Tensor, heads: Tensor, group: str = "permutation") -> PerHead:
+    """The best inner maps for given heads (eq. 9, or Procrustes in its place).
 
     Args:
         scores: (heads * d, heads * d) cross-moments of the space.
         heads: the source head of every target head.
+        group: "permutation" or "orthogonal".
     """
     blocks = head_blocks(scores, len(heads))
-    return PerHead(
-        Permutation(heads),
-        tuple(Permutation(best_permutation(blocks[i, j])) for i, j in enumerate(heads.tolist())),
-    )
+    return PerHead(Permutation(heads), tuple(_inner(blocks[i, j], group) for i, j in enumerate(heads.tolist())))
 
 
-def joint_heads(scores: Mapping[str, Tensor], count: int) -> dict[str, PerHead]:
-    """The exact best element: heads and inner permutations at once, over all spaces that share the heads.
+def joint_heads(scores: Mapping[str, Tensor], count: int, group: str = "permutation") -> dict[str, PerHead]:
+    """The exact best element: heads and inner maps at once, over all spaces that share the heads.
 
-    Every pair of heads is scored by its best inner permutations, then the heads are assigned (brute force in the
-    paper's Table 3): count^2 small assignments for each space.
+    Every pair of heads is scored by its best inner maps, then the heads are assigned (brute force in the paper's
+    Table 3): count^2 small problems for each space.
 
     Args:
         scores: space -> (heads * d, heads * d) cross-moments.
         count: number of heads.
+        group: "permutation" or "orthogonal".
     """
     pair_scores = torch.zeros(count, count, dtype=torch.float64)
     for score in scores.values():
-        blocks = head_blocks(score, count).cpu()
-        for i in range(count):
-            for j in range(count):
-                pair_scores[i, j] += permutation_score(blocks[i, j], best_permutation(blocks[i, j]))
+        pair_scores += _pair_scores(head_blocks(score, count).cpu(), group)
     heads = best_permutation(pair_scores)
-    return {space: inner_permutations(score, heads) for space, score in scores.items()}
+    return {space: inner_maps(score, heads, group) for space, score in scores.items()}
 
 
 def head_blocks(scores: Tensor, count: int) -> Tensor:
@@ -72,3 +69,15 @@ def identity_heads(count: int, width: int, heads: Tensor | None = None) -> PerHe
     """Heads in natural or given order, nothing moved inside."""
     order = torch.arange(count) if heads is None else heads
     return PerHead(Permutation(order), tuple(Permutation(torch.arange(width)) for _ in range(count)))
+
+
+def _inner(block: Tensor, group: str) -> Map:
+    return Orthogonal(best_rotation(block)) if group == "orthogonal" else Permutation(best_permutation(block))
+
+
+def _pair_scores(blocks: Tensor, group: str) -> Tensor:
+    """(target head, source head): what the best inner map of each pair reaches."""
+    if group == "orthogonal":  # the nuclear norm
+        return torch.linalg.svdvals(blocks.double()).sum(-1)
+    scored = [[permutation_score(block, best_permutation(block)) for block in row] for row in blocks]
+    return torch.tensor(scored, dtype=torch.float64)

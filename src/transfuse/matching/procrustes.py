@@ -1,0 +1,37 @@
+"""The exact orthogonal step: a singular value decomposition (Schönemann 1966)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def best_rotation(scores: Tensor, *, keep_ones: bool = False) -> Tensor:
+    """The orthogonal matrix T with the largest <scores, T>.
+
+    Args:
+        scores: (n, n); entry (i, j) is the inner product of target unit i with source unit j.
+        keep_ones: only matrices that keep the vector of ones, as LayerNorm, which removes the mean, allows.
+
+    Returns:
+        float64 (n, n) on the CPU. Directions on which the scores say nothing stay where they are.
+    """
+    scores = scores.cpu().double()
+    size = len(scores)
+    if not keep_ones:
+        return _polar(scores)
+    basis = ones_complement(size)
+    return (1 / size + basis @ _polar(basis.T @ scores @ basis) @ basis.T).contiguous()
+
+
+def ones_complement(size: int) -> Tensor:
+    """An orthonormal basis of the vectors with mean zero: float64 (size, size - 1)."""
+    eye = torch.eye(size, dtype=torch.float64)
+    return torch.linalg.qr(eye[:, :-1] - 1 / size)[0]
+
+
+def _polar(scores: Tensor) -> Tensor:
+    # A trace of the identity decides where the scores have no rank, and makes the result the same on every run.
+    scores = scores + 1e-9 * torch.linalg.matrix_norm(scores, 2) * torch.eye(len(scores), dtype=scores.dtype)
+    left, _, right = torch.linalg.svd(scores)
+    return (left @ right).contiguous()

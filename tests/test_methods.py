@@ -1,0 +1,264 @@
+"""Every row of the methods table: what it keeps, what it finds, what it breaks; OT against numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPModel
+
+import transfuse
+from families import CASES, Case
+from test_matching import CONFIG, planted_reference, reference
+from tiny import Model, add_noise, clip, state_of, vit
+from transfuse import Maps
+from transfuse.canonical import norm_folding, rotatable_layout
+from transfuse.checkpoint import open_checkpoint
+from transfuse.errors import InputError
+from transfuse.layout import Layout
+from transfuse.maps import Coupling, Orthogonal, PerHead
+from transfuse.match import MatchOptions, matching_evidence, solve
+from transfuse.matching.couplings import REGULARISATION
+from transfuse.matching.procrustes import best_rotation, ones_complement
+from transfuse.methods import METHODS, get_method
+from transfuse.models import Models, open_models
+from transfuse.planted import PLANTED_MAPS, plant, random_maps
+from transfuse.transport import transport
+from transfuse.verify import check_equivalence
+
+EXACT = 1e-9
+ROTATED = [case for case in CASES if case.family in ("vit", "deit", "dinov2", "siglip", "clip", "reference")]
+
+
+def tuned_vit() -> Model:
+    """A fine-tune of `vit(0)`."""
+    model = vit(0)
+    add_noise(model, 0.05, 1)
+    return model
+
+
+def rotation_layout(models: Models) -> Layout:
+    return rotatable_layout(models.layout.with_ties(), norm_folding(models.layout, [models.source]))
+
+
+@pytest.mark.parametrize("case", ROTATED, ids=lambda case: case.name)
+def test_folded_models_may_be_rotated(case: Case, tmp_path: Path):
+    case.source.save(tmp_path / "source", 0)
+    models = open_models(tmp_path / "source", tmp_path / "source")
+    layout = rotation_layout(models)
+    maps = random_maps(layout, torch.Generator().manual_seed(1), group="rotation")
+    found = check_equivalence(models.source, models.layout, Maps(maps, norms="folded"), double=True)
+    assert found.error is not None and found.error < EXACT, found
+    kept = check_equivalence(models.source, models.layout, Maps(maps), double=True)
+    rotated = any(space.group == "rotation" for space in layout.spaces.values())
+    assert kept.error is not None and (kept.error > 1e-3) == rotated, "without folding a rotated stream is broken"
+    facts = models.layout.facts
+    foldable = case.family != "clip" or "text" in facts  # CLIP's vision tower has a norm on the embeddings
+    assert rotated == (foldable and any(one["norm"] == "pre" for one in facts.values()))
+
+
+def test_a_norm_on_the_embeddings_rules_rotations_out_unless_its_gains_are_equal():
+    model = clip(CLIPModel, 0)
+    state = state_of(model)
+    config = model.config.to_dict() | {"architectures": ["CLIPModel"]}
+    plain = open_models(state, state, config=config)
+    assert norm_folding(plain.layout, [plain.source]).rotatable == {"text.stream"}
+    state = dict(state)
+    state["vision_model.pre_layrnorm.weight"] = torch.full_like(state["vision_model.pre_layrnorm.weight"], 0.7)
+    state["vision_model.pre_layrnorm.bias"] = torch.zeros_like(state["vision_model.pre_layrnorm.bias"])
+    even = open_models(state, state, config=config)
+    folding = norm_folding(even.layout, [even.source])
+    assert folding.rotatable == {"text.stream", "vision.stream"}
+    maps = random_maps(rotation_layout(even), torch.Generator().manual_seed(1), group="rotation")
+    found = check_equivalence(even.source, even.layout, Maps(maps, norms="folded"), double=True)
+    assert found.error is not None and found.error < EXACT, found
+
+
+def test_a_zero_gain_cannot_be_folded():
+    state = {**reference(0)}
+    state["layers.0.norm1.weight"] = state["layers.0.norm1.weight"].clone()
+    state["layers.0.norm1.weight"][3] = 0
+    with pytest.raises(InputError, match=r"'layers.0.norm1.weight' of source .* gain of exactly zero"):
+        transfuse.match(state, reference(1), method="orthogonal", config=CONFIG.as_dict())
+
+
+def test_best_rotation_against_random_ones():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(7, 7, dtype=torch.float64, generator=generator)
+    for keep_ones in (False, True):
+        best = best_rotation(scores, keep_ones=keep_ones)
+        torch.testing.assert_close(best @ best.T, torch.eye(7, dtype=torch.float64))
+        if keep_ones:
+            torch.testing.assert_close(best.sum(1), torch.ones(7, dtype=torch.float64))
+        for _ in range(300):
+            size = 6 if keep_ones else 7
+            other = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))[0]
+            if keep_ones:
+                basis = ones_complement(7)
+                other = 1 / 7 + basis @ other @ basis.T
+            assert (scores * best).sum() >= (scores * other).sum()
+
+
+def test_directions_without_evidence_stay():
+    scores = torch.zeros(5, 5)
+    scores[0, 0] = 1.0
+    torch.testing.assert_close(best_rotation(scores), torch.eye(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("group", ["permutation", "rotation"])
+def test_a_planted_truth_is_found_and_the_port_is_the_tuned_model(group: str, tmp_path: Path):
+    source = vit(0)
+    source.save_pretrained(tmp_path / "source")
+    tuned_vit().save_pretrained(tmp_path / "tuned")
+    plant(tmp_path / "source", tmp_path / "target", group=group, seed=3)
+    truth = Maps.load(tmp_path / "target" / PLANTED_MAPS)
+    pixels = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+    def logits(folder: Path) -> torch.Tensor:
+        with torch.no_grad():
+            return type(source).from_pretrained(folder, dtype=torch.float64).eval()(pixel_values=pixels).logits
+
+    torch.testing.assert_close(logits(tmp_path / "target"), logits(tmp_path / "source"), rtol=0, atol=1e-9)
+    expected = logits(tmp_path / "tuned")
+    assert (expected - logits(tmp_path / "source")).abs().max() > 1e-2
+
+    def port(name: str, **options: object) -> torch.Tensor:
+        places = (tmp_path / one for one in ("source", "tuned", "target"))
+        result = transfuse.port(*places, out=tmp_path / name, double=True, null_trials=0, **options)  # type: ignore[arg-type]
+        if name in ("orthogonal", "oracle"):
+            assert result.report["equivalence"]["passed"]
+        return (logits(tmp_path / name) - expected).abs().max()
+
+    assert port("oracle", maps=tmp_path / "target" / PLANTED_MAPS) < 1e-9
+    found = transfuse.match(tmp_path / "source", tmp_path / "target", method="orthogonal", null_trials=0)
+    for name, one in truth.spaces.items():
+        torch.testing.assert_close(found.spaces[name].matrix(), one.matrix(), rtol=0, atol=1e-6)
+    assert port("orthogonal", method="orthogonal") < 1e-9
+    assert (port("tied", method="tied") < 1e-9) == (group == "permutation")
+
+
+def test_the_output_keeps_the_norms_of_target(tmp_path: Path):
+    for name, seed in (("source", 0), ("target", 1)):
+        vit(seed).save_pretrained(tmp_path / name)
+    tuned_vit().save_pretrained(tmp_path / "tuned")
+    places = [tmp_path / one for one in ("source", "tuned", "target")]
+    result = transfuse.port(*places, method="orthogonal", null_trials=0)
+    target = open_checkpoint(tmp_path / "target")
+    name = next(one for one in target if one.endswith("layer.0.layernorm_before.weight"))
+    assert torch.equal(result.tensor(name), target.tensor(name))
+    still = transfuse.port(*places, method="orthogonal", null_trials=0, alpha=0.0, maps=result.maps)
+    for one, tensor in still.state_dict().items():
+        assert torch.equal(tensor, target.tensor(one)), one
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.solver != "-"])
+def test_each_row_keeps_the_function_or_is_seen_to_break_it(name: str, tmp_path: Path):
+    for one, seed in (("source", 0), ("target", 1)):
+        vit(seed).save_pretrained(tmp_path / one)
+    tuned_vit().save_pretrained(tmp_path / "tuned")
+    places = [tmp_path / one for one in ("source", "tuned", "target")]
+    result = transfuse.port(*places, method=name, double=True, null_trials=0, out=tmp_path / "out")
+    found = result.report["equivalence"]
+    assert found["checked"] == "ViTForImageClassification"
+    assert (found["error"] < EXACT) == METHODS[name].exact == found["passed"], found
+    assert result.report["exportable"] == METHODS[name].exportable
+    loaded = Maps.load(_saved(result.maps, tmp_path / "maps.safetensors"))
+    again = transfuse.port(*places, maps=loaded, double=True, null_trials=0)
+    for key, tensor in result.state_dict().items():
+        assert torch.equal(again.tensor(key), tensor), key
+
+
+def _saved(maps: Maps, path: Path) -> Path:
+    maps.save(path)
+    return path
+
+
+def test_ablations_differ_in_what_their_rows_say():
+    source, (target, truth) = reference(0), planted_reference(reference(0), 1, streams="junction", tie_qkv=True)
+    found = {}
+    for name in ("transfusion", "brute-force", "no-attention-alignment", "no-residual", "git-rebasin"):
+        found[name] = transfuse.match(source, target, method=name, config=CONFIG.as_dict(), null_trials=0)
+    heads = [space for space, one in truth.items() if isinstance(one, PerHead)]
+    for space in heads:
+        same = [torch.equal(one.spaces[space].matrix(), truth[space].matrix()) for one in found.values()]
+        assert same[:2] == [True, True] and same[3], space
+        in_order = found["no-attention-alignment"].spaces[space]
+        assert isinstance(in_order, PerHead) and in_order.heads.is_identity
+        assert not isinstance(found["git-rebasin"].spaces[space], PerHead), "all units of all heads in one set"
+    for space, one in found["no-residual"].spaces.items():
+        assert torch.equal(one.matrix(), found["transfusion"].spaces[space].matrix()), "only the skips differ"
+
+
+def test_couplings_against_a_plain_pass_in_numpy():
+    """Imfeld et al. 2024 for the first spaces of the forward pass, written out with matrices."""
+    ot = pytest.importorskip("ot")
+    source, target = reference(0), reference(1)
+    models = open_models(source, target, config=CONFIG.as_dict())
+    row = get_method("ot")
+    found = solve(matching_evidence(models, row, MatchOptions()), row, MatchOptions()).maps
+    a, b = ({k: v.numpy() for k, v in state.items()} for state in (source, target))
+
+    def coupling(rows_b: list[np.ndarray], rows_a: list[np.ndarray]) -> np.ndarray:
+        pairs = zip(rows_b, rows_a, strict=True)
+        cost = np.sum([((y[:, None, :] - x[None, :, :]) ** 2).sum(-1) for y, x in pairs], axis=0)
+        mass = np.full(len(cost), 1 / len(cost))
+        return len(cost) * ot.sinkhorn(mass, mass, cost / cost.max(), REGULARISATION, method="sinkhorn_log")
+
+    def columns(state: dict[str, np.ndarray], *names: str) -> list[np.ndarray]:
+        return [state[n].T if state[n].ndim > 1 and not n.startswith("layers") else _rows(state[n]) for n in names]
+
+    def _rows(x: np.ndarray) -> np.ndarray:
+        return x[:, None] if x.ndim == 1 else x
+
+    first = ("position", "layers.0.norm1.weight", "layers.0.norm1.bias")
+    # The vocabulary is shared, so the embedding table's columns count as well.
+    stream = coupling(columns(b, "embed.weight", *first), columns(a, "embed.weight", *first))
+    np.testing.assert_allclose(found["stream.0"].matrix().numpy(), stream, atol=1e-9)
+    heads = {}
+    for space, names in (("qk", "qk"), ("vo", "v")):
+        rows_b = [x for n in names for x in (b[f"layers.0.{n}.weight"], _rows(b[f"layers.0.{n}.bias"]))]
+        rows_a = [x for n in names for x in (a[f"layers.0.{n}.weight"] @ stream.T, _rows(a[f"layers.0.{n}.bias"]))]
+        heads[space] = coupling(rows_b, rows_a)
+        np.testing.assert_allclose(found[f"heads.0/{space}.0"].matrix().numpy(), heads[space], atol=1e-9)
+    names = ("layers.0.o.bias", "layers.0.norm2.weight", "layers.0.norm2.bias")
+    branch = coupling(
+        [b["layers.0.o.weight"], *(_rows(b[n]) for n in names)],
+        [a["layers.0.o.weight"] @ heads["vo"].T, *(_rows(a[n]) for n in names)],
+    )
+    np.testing.assert_allclose(found["stream.1"].matrix().numpy(), (branch + stream) / 2, atol=1e-9)
+    moved = transport(source["layers.0.o.weight"], models.layout.params["layers.0.o.weight"], found)
+    np.testing.assert_allclose(moved.numpy(), (branch + stream) / 2 @ a["layers.0.o.weight"] @ heads["vo"].T, atol=1e-9)
+
+
+def test_exact_transport_of_equal_models_is_the_identity():
+    found = transfuse.match(reference(0), reference(0), method="ot-hard", config=CONFIG.as_dict(), null_trials=0)
+    for space, one in found.spaces.items():
+        assert isinstance(one, Coupling)
+        torch.testing.assert_close(one.matrix(), torch.eye(one.size, dtype=torch.float64), msg=space)
+
+
+def test_orthogonal_finds_nothing_to_move_in_a_release_that_only_drifted():
+    source = reference(0)
+    drift = torch.Generator().manual_seed(9)
+    target = {n: t + 0.01 * t.std() * torch.randn(t.shape, dtype=t.dtype, generator=drift) for n, t in source.items()}
+    found = transfuse.match(source, target, method="orthogonal", config=CONFIG.as_dict(), null_trials=0)
+    for one in found.spaces.values():
+        assert isinstance(one, Orthogonal | PerHead) or one.is_identity
+        torch.testing.assert_close(one.matrix(), torch.eye(one.size, dtype=torch.float64), rtol=0, atol=0.05)
+
+
+def test_maps_of_every_kind_survive_a_file(tmp_path: Path):
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator))[0]
+    soft = torch.full((6, 6), 1 / 6, dtype=torch.float64)
+    maps = Maps({"a": Orthogonal(rotation), "b": Coupling(soft)}, norms="folded")
+    back = Maps.load(_saved(maps, tmp_path / "m.safetensors"))
+    assert back.norms == "folded" and back.spaces["a"].kind == "orthogonal" and back.spaces["b"].kind == "coupling"
+    for name, one in maps.spaces.items():
+        assert torch.equal(back.spaces[name].matrix(), one.matrix())
+    with pytest.raises(InputError, match="not orthogonal"):
+        Maps.load(_saved(Maps({"a": Orthogonal(2 * rotation)}), tmp_path / "bad.safetensors"))
+    with pytest.raises(InputError, match="do not sum to one"):
+        Maps.load(_saved(Maps({"b": Coupling(2 * soft)}), tmp_path / "worse.safetensors"))
