@@ -133,10 +133,12 @@ def test_a_planted_truth_is_found_and_the_port_is_the_tuned_model(group: str, tm
 
     assert port("oracle", maps=tmp_path / "target" / PLANTED_MAPS) < 1e-9
     found = transfuse.match(tmp_path / "source", tmp_path / "target", method="orthogonal", null_trials=0)
-    for name, one in truth.spaces.items():
-        torch.testing.assert_close(found.spaces[name].matrix(), one.matrix(), rtol=0, atol=1e-6)
+    for name, one in found.spaces.items():  # the truth may have one order where the method looks for two
+        planted = truth.spaces.get(name) or truth.spaces[name.replace("/qk.", "/head.").replace("/vo.", "/head.")]
+        torch.testing.assert_close(one.matrix(), planted.matrix(), rtol=0, atol=1e-6)
     assert port("orthogonal", method="orthogonal") < 1e-9
     assert (port("tied", method="tied") < 1e-9) == (group == "permutation")
+    assert (port("transfusion", method="transfusion") < 1e-9) == (group == "permutation")
 
 
 def test_the_output_keeps_the_norms_of_target(tmp_path: Path):

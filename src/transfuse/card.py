@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,22 @@ from .models import Models
 
 log = logging.getLogger(__name__)
 
-_BODY = """
-# {title}
-
+_PORTED = """
 The fine-tune `{tuned}` of `{source}`, carried over to `{target}` with [transfuse](https://arxiv.org/abs/2505.22697)
 {version}, without training: method **{method}**, alpha {alpha}.
+"""
 
+_MERGED = """
+{count} fine-tunes of `{source}`, carried over to `{target}` through one set of maps with
+[transfuse](https://arxiv.org/abs/2505.22697) {version} and merged there ({how}), without training: method **{method}**,
+alpha {alpha}.
+
+{listed}
+"""
+
+_BODY = """
+# {title}
+{said}
 | | |
 |---|---|
 | method | {method}: {summary} |
@@ -42,6 +52,34 @@ def model_card(models: Models, result: Mapping[str, Any]) -> str:
         result: what `result.json` holds.
     """
     assert models.tuned is not None
+    said = _PORTED.format(
+        version=__version__,
+        **{key: result[key] for key in ("method", "alpha")},
+        **{role: result["models"][role]["location"] for role in ("source", "tuned", "target")},
+    )
+    title = f"{Path(models.tuned.checkpoint.location).name} on {Path(models.target.checkpoint.location).name}"
+    return _card(models, result, title, said, [result["models"]["tuned"]["location"]])
+
+
+def merge_card(models: Models, result: Mapping[str, Any]) -> str:
+    """The README.md of a merge; `result` has "merge"."""
+    about = result["merge"]
+    locations = [one["location"] for one in about["tuned"]]
+    how = about["how"] if about["density"] == 1 else f"{about['how']}, density {about['density']}"
+    said = _MERGED.format(
+        version=__version__,
+        count=len(locations),
+        how=how,
+        listed="\n".join(f"- `{location}`" for location in locations),
+        **{key: result[key] for key in ("method", "alpha")},
+        **{role: result["models"][role]["location"] for role in ("source", "target")},
+    )
+    title = f"{len(locations)} fine-tunes on {Path(models.target.checkpoint.location).name}"
+    return _card(models, result, title, said, locations)
+
+
+def _card(models: Models, result: Mapping[str, Any], title: str, said: str, tuned: Sequence[str]) -> str:
+    assert models.tuned is not None
     old = [_card_data(model.checkpoint.companions) for model in (models.target, models.tuned)]
     kept = {
         key: next((c[key] for c in old if c.get(key)), None)
@@ -49,25 +87,20 @@ def model_card(models: Models, result: Mapping[str, Any]) -> str:
     }
     kept["pipeline_tag"] = old[1].get("pipeline_tag")
     data = ModelCardData(
-        base_model=[name for name in (result["models"][r]["location"] for r in ("target", "tuned")) if _is_hub_id(name)]
-        or None,
-        base_model_relation="finetune",
+        base_model=[name for name in (result["models"]["target"]["location"], *tuned) if _is_hub_id(name)] or None,
+        base_model_relation="finetune" if len(tuned) == 1 else "merge",
         library_name=_library(models),
         tags=["transfuse", "task-vector", f"transfuse-{result['method']}"],
         **{key: value for key, value in kept.items() if value},
     )
-    equivalence = result["equivalence"]
     body = _BODY.format(
-        title=f"{Path(models.tuned.checkpoint.location).name} on {Path(models.target.checkpoint.location).name}",
-        version=__version__,
+        title=title,
+        said=said,
         relation=result["relation"]["text"],
-        equivalence=_equivalence_text(equivalence),
+        equivalence=_equivalence_text(result["equivalence"]),
         lost=f"{result['lost_updates']:.2%}",
         counts=", ".join(f"{count} {action}" for action, count in result["tensors"].items()),
-        alpha=result["alpha"],
-        method=result["method"],
-        summary=result["summary"],
-        **{role: result["models"][role]["location"] for role in ("source", "tuned", "target")},
+        **{key: result[key] for key in ("method", "summary")},
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}", ignore_metadata_errors=True))
 

@@ -81,6 +81,7 @@ def plant(
     out: str | os.PathLike[str],
     *,
     group: str = "permutation",
+    tie_qkv: bool = True,
     seed: int = 0,
     like: ModelLike | None = None,
     force: bool = False,
@@ -91,6 +92,8 @@ def plant(
         model: directory, hub id or state dict.
         out: the folder to write.
         group: "permutation", or "rotation": norm gains folded, the stream and the insides of heads rotated.
+        tie_qkv: one inner order for q, k, v of a head, which the paper's form can express; False: one for q and k, one
+            for v and the output. Rotations always have two.
         seed: of the maps.
         like: a model in the coordinates of `model` (what it was trained on from): the maps are accepted for ports from
             it. Default: `model` itself.
@@ -106,7 +109,8 @@ def plant(
     place = Path(out)
     check_output(place, force=force)
     opened = open_models(like if like is not None else model, model)
-    source, target, layout = opened.source, opened.target, opened.layout.with_ties()
+    tie_qkv = tie_qkv and group == "permutation"
+    source, target, layout = opened.source, opened.target, opened.layout.with_ties(tie_qkv=tie_qkv)
     folding = norm_folding(opened.layout, [target]) if group == "rotation" else NO_FOLDING
     if group == "rotation":
         layout = rotatable_layout(layout, folding)
@@ -131,6 +135,7 @@ def plant(
             spaces,
             family=layout.family,
             method="orthogonal" if group == "rotation" else "tied",
+            tie_qkv=tie_qkv,
             norms="folded" if group == "rotation" else "kept",
             source=source.checkpoint.fingerprint(),
             target=open_checkpoint(folder).fingerprint(),

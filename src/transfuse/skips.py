@@ -30,11 +30,15 @@ Skip = Map | Tensor
 """What a skip does to the stream: a map, or its matrix of shape (width, width)."""
 
 
-def needed_skips(maps: Maps) -> dict[str, Map]:
-    """The skips that a source carried by these maps is run with; none for a method that leaves stock skips alone."""
+def takes_skips(maps: Maps) -> bool:
+    """Whether a source carried by these maps is run with permuted skips: not where a method leaves stock ones alone."""
     row = METHODS.get(maps.method)
-    stock = maps.streams != "junction" or (row is not None and row.skips == "stock")
-    return {} if stock else skips_of(maps.spaces)
+    return maps.streams == "junction" and (row is None or row.skips == "mapped")
+
+
+def needed_skips(maps: Maps) -> dict[str, Map]:
+    """The skips that a source carried by these maps is run with, as `skips_of`; none where it takes none."""
+    return skips_of(maps.spaces) if takes_skips(maps) else {}
 
 
 def skips_of(spaces: Mapping[str, Map]) -> dict[str, Map]:

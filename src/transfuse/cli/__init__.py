@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import signal
 
+from . import analysis as analysis
+from . import bench as bench
+from . import evaluation as evaluation
 from . import porting as porting
 from .common import app as app
 

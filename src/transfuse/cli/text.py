@@ -74,7 +74,8 @@ def match_text(report: Mapping[str, Any]) -> str:
 
 def port_text(report: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{action} {count}" for action, count in report["tensors"].items())
-    lines = [f"method     {report['method']}, alpha {report['alpha']}", *_delta_lines(report["delta"])]
+    lines = [f"method     {report['method']}, alpha {report['alpha']}"]
+    lines += _delta_lines(report["delta"]) if "delta" in report else []  # a merge has many
     if "relation" in report:
         lines += [*_match_lines(report["match"]), *_relation_lines(report["relation"])]
     lines.append(f"tensors    {counts}" + (f" (carried: {', '.join(report['carried'])})" if report["carried"] else ""))

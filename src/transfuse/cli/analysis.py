@@ -1,0 +1,199 @@
+"""The commands around several ports: interpolate, sweep, scale, merge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from .analysis_text import interpolate_text, merge_text, scale_text, sweep_text
+from .common import MODELS, Command, app, common, matching, null_trials_option, options_of, print_report, set_up
+
+task_options = options_of(
+    click.option("--task", required=True, metavar="YAML|JSON", help="The task: a file, or JSON text."),
+    click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Where the task's `local` data folder lies.",
+    ),
+    click.option("--limit", type=click.IntRange(min=1), help="At most so many rows of a split."),
+)
+maps_option = click.option("--maps", metavar="FILE", help="Maps from `transfuse match` of the same two bases.")
+verify_option = click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Check the maps, and what is written."
+)
+
+
+def output_options(*, required: bool) -> Callable[[Any], Any]:
+    return options_of(
+        click.option("-o", "--out", required=required, type=click.Path(path_type=Path), help="The folder to write."),
+        click.option("--force", is_flag=True, help="Replace an existing output."),
+    )
+
+
+@app.command(
+    cls=Command,
+    help="Evaluate the line from SOURCE, carried by maps, to TARGET: loss barrier, and whether the mapped source still "
+    "computes what SOURCE does." + MODELS,
+    examples="""
+    transfuse interpolate model-a model-b --task digits.yaml
+    transfuse interpolate model-a model-b --task digits.yaml --method transfusion --skips rounded --json
+    """,
+)
+@click.argument("source")
+@click.argument("target")
+@task_options
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option("--points", type=click.IntRange(min=2), default=11, show_default=True, help="Points on the line.")
+@click.option(
+    "--skips",
+    type=click.Choice(["identity", "linear", "rounded"]),
+    help="Form of permuted skips, for methods that need them; default: linear and rounded, a curve each.",
+)
+@maps_option
+@matching
+@common
+def interpolate(source: str, target: str, task: str, points: int, **options: Any) -> None:
+    from ..evaluate.tasks import load_task
+    from ..interpolate import interpolate as run
+
+    as_json, rest = _set_up(options)
+    lambdas = [i / (points - 1) for i in range(points)]
+    curves = run(source, target, load_task(task), lambdas=lambdas, **rest)
+    print_report(_strict({"curves": [curve.as_dict() for curve in curves]}), as_json, interpolate_text)
+
+
+@app.command(
+    cls=Command,
+    help="Carry TUNED over to TARGET at several alphas, choose the best on validation data, score it on test data."
+    + MODELS,
+    examples="""
+    transfuse sweep old-base my-classifier new-base --task task.yaml
+    transfuse sweep old-base my-classifier new-base --task task.yaml --support other.yaml --alphas 0.25,0.5,1
+    """,
+)
+@click.argument("source")
+@click.argument("tuned")
+@click.argument("target")
+@task_options
+@click.option("--support", metavar="YAML|JSON", help="Another task: what the task vector does to it.")
+@click.option("--alphas", metavar="A,B,...", help="Scales to try; default 0.1 to 1 in tenths.")
+@click.option("--choose-on", type=click.Choice(["validation", "test"]), default="validation", show_default=True)
+@click.option("--allow-test", is_flag=True, help="Choose on test data all the same; the test score then says nothing.")
+@maps_option
+@verify_option
+@null_trials_option(1)
+@matching
+@common
+def sweep(
+    source: str, tuned: str, target: str, task: str, support: str | None, alphas: str | None, **options: Any
+) -> None:
+    from ..evaluate.tasks import load_task
+    from ..sweep import ALPHAS
+    from ..sweep import sweep as run
+
+    as_json, rest = _set_up(options)
+    found = run(
+        source,
+        tuned,
+        target,
+        load_task(task),
+        support=None if support is None else load_task(support),
+        alphas=ALPHAS if alphas is None else _numbers(alphas),
+        **rest,
+    )
+    print_report(_strict(found.as_dict()), as_json, sweep_text)
+
+
+@app.command(
+    cls=Command,
+    help="Carry TUNED over to TARGET with one alpha for each layer (or tensor), learned from a few labelled examples."
+    + MODELS,
+    examples="""
+    transfuse scale old-base my-classifier new-base --task task.yaml --shots 16 -o scaled
+    transfuse scale old-base my-classifier new-base --task task.yaml --shots 4 --per tensor --baseline-lr 1e-5
+    """,
+)
+@click.argument("source")
+@click.argument("tuned")
+@click.argument("target")
+@task_options
+@click.option("--shots", type=click.IntRange(min=1), required=True, help="Labelled examples of each class.")
+@click.option("--per", type=click.Choice(["layer", "tensor"]), default="layer", show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--lr", default=0.05, show_default=True, help="Learning rate of the alphas.")
+@click.option("--init", default=0.0, show_default=True, help="Where the alphas start; 0: at the target.")
+@click.option(
+    "--baseline-lr", type=float, help="Fine-tune the target on the same examples too, with this learning rate."
+)
+@output_options(required=False)
+@maps_option
+@verify_option
+@null_trials_option(1)
+@matching
+@common
+def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> None:
+    from ..evaluate.tasks import load_task
+    from ..refine.scale import scale as run
+
+    as_json, rest = _set_up(options)
+    result = run(source, tuned, target, load_task(task), **rest)
+    report = {"out": None if result.out is None else str(result.out), **result.report}
+    print_report(_strict(report), as_json, scale_text)
+
+
+@app.command(
+    cls=Command,
+    help="Carry several fine-tunes of SOURCE over to TARGET through one set of maps, and merge them there." + MODELS,
+    examples="""
+    transfuse merge old-base tune-1 tune-2 tune-3 new-base -o merged
+    transfuse merge old-base tune-1 tune-2 new-base -o merged --how ties --density 0.2 --alpha 0.5
+    """,
+)
+@click.argument("source")
+@click.argument("tuned", nargs=-1, required=True)
+@click.argument("target")
+@output_options(required=True)
+@click.option("--how", type=click.Choice(["sum", "mean", "ties", "dare"]), default="sum", show_default=True)
+@click.option("--density", type=float, help="Share of entries that ties and dare keep; default 0.2 and 0.1.")
+@click.option("--alpha", default=1.0, show_default=True, help="Scale of the merged task vector.")
+@click.option("--double", is_flag=True, help="Check in float64.")
+@maps_option
+@verify_option
+@null_trials_option(1)
+@matching
+@common
+def merge(source: str, tuned: tuple[str, ...], target: str, **options: Any) -> None:
+    from ..merge import merge as run
+
+    as_json, rest = _set_up(options)
+    result = run(source, target, tuned, **rest)
+    print_report({"out": str(result.out), **result.report}, as_json, merge_text)
+
+
+def _set_up(options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """`set_up`, where maps and a method cannot both be given."""
+    explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
+    if options["maps"] and explicit:
+        raise click.UsageError("--maps brings its method along; leave out --method")
+    return set_up(options)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(piece) for piece in text.split(",")]
+    except ValueError as error:
+        raise click.UsageError(f"--alphas {text!r}: numbers with commas between them are needed") from error
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _strict(one) for key, one in value.items()}
+    return [_strict(one) for one in value] if isinstance(value, list | tuple) else value

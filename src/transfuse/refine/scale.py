@@ -1,0 +1,292 @@
+"""Scales of a transported task vector learned from a few examples: theta_B + sum over l of alpha_l pi(tau)_l.
+
+One alpha for each layer, or each tensor, by gradient descent on the alphas alone (Zhang et al. 2024, 2407.02880, aTLAS;
+Rinaldi et al. 2025, Table 4). Beside it the baseline: the same examples, steps and loss for all weights of the target.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..card import model_card
+from ..errors import InputError, TransfuseError
+from ..evaluate import (
+    LiveModel,
+    Prepared,
+    TaskSpec,
+    evaluate,
+    loss_of,
+    module_params,
+    prepare,
+    score_dict,
+    with_state,
+)
+from ..evaluate.inputs import Batch
+from ..evaluate.run import prepared_for
+from ..evaluate.tasks import ZERO_SHOT
+from ..layout import part_of
+from ..maps import Maps
+from ..methods import DEFAULT_METHOD
+from ..models import ConfigLike, ModelLike, Models, open_models
+from ..port import PortedTensors, PortResult, port, refuse_inputs, write_port
+from ..sweep import Blend, blend_of, live_of
+from ..train import TrainSpec, fit
+from ..writing import check_output
+
+Per = Literal["layer", "tensor"]
+
+
+@dataclass(frozen=True)
+class ScaleResult:
+    """Learned scales.
+
+    Attributes:
+        alphas: part ("encoder.layer.3", or a tensor's canonical name) -> alpha.
+        state: the weights, by output name, in target's dtype.
+        losses: of every step, before it.
+    """
+
+    alphas: dict[str, float]
+    state: dict[str, Tensor]
+    losses: tuple[float, ...]
+
+
+def parts_of(blend: Blend, per: Per) -> dict[str, str]:
+    """Output name of a tensor -> the part whose alpha scales it; tensors that do not change have none."""
+    moving = [out for out, update in blend.update.items() if bool(update.any())]
+    return {out: part_of(blend.names[out]) if per == "layer" else blend.names[out] for out in moving}
+
+
+def learn_scales(
+    live: LiveModel,
+    blend: Blend,
+    task: TaskSpec,
+    prepared: Prepared,
+    *,
+    per: Per = "layer",
+    steps: int = 100,
+    lr: float = 0.05,
+    batch_size: int | None = None,
+    seed: int = 0,
+    init: float = 0.0,
+    progress: bool = False,
+) -> ScaleResult:
+    """Learns an alpha for each part; everything else is frozen.
+
+    Args:
+        live: the ported model (`sweep.live_of`); its weights do not matter.
+        blend: target and update.
+        task, prepared: the examples (`prepare(..., "train", shots=K)`).
+        per: "layer" (embeddings and heads are parts of their own) or "tensor".
+        steps: of Adam with learning rate `lr`.
+        batch_size: examples a step, drawn without replacement until all were seen; None: that of the task.
+        seed: of the order of examples.
+        init: where every alpha starts. 0, aTLAS's choice, is the target itself: what is not learned is not added.
+
+    Raises:
+        InputError: an option, or a task vector that is zero.
+        TransfuseError: the loss is not finite.
+    """
+    _check(per, steps, lr)
+    _check_examples(prepared)
+    parts = parts_of(blend, per)
+    if not parts:
+        raise InputError("the transported task vector is zero: there is nothing to scale")
+    order = {part: i for i, part in enumerate(dict.fromkeys(parts.values()))}
+    alphas = torch.full((len(order),), float(init), dtype=live.dtype, device=live.device, requires_grad=True)
+    frozen = {name: x.to(live.device, live.dtype) for name, x in blend.state(0.0).items() if x.is_floating_point()}
+    update = {name: blend.update[name].to(live.device, live.dtype) for name in parts}
+    rows = _fixed(live, task, prepared, parts, blend)
+
+    def loss(batch: Batch) -> Tensor:
+        moved = {name: frozen[name] + alphas[order[parts[name]]] * x for name, x in update.items()}
+        return loss_of(live, task, batch, params=module_params(live, {**frozen, **moved}))
+
+    optimizer, losses = torch.optim.Adam([alphas], lr=lr), []
+    bar = tqdm(range(steps), desc="scales", unit="step", disable=not progress)
+    for step, index in zip(bar, _order(rows, batch_size, seed), strict=False):
+        optimizer.zero_grad()
+        found = loss(rows.batch(index))
+        if not torch.isfinite(found):
+            raise TransfuseError(f"the loss of step {step} is {found.item()}; lower the learning rate")
+        found.backward()
+        optimizer.step()
+        losses.append(found.item())
+    values = alphas.detach().tolist()
+    learned = {part: values[i] for part, i in order.items()}
+    return ScaleResult(learned, scaled_state(blend, learned, per), tuple(losses))
+
+
+def scaled_state(blend: Blend, alphas: Mapping[str, float], per: Per) -> dict[str, Tensor]:
+    """The weights at alphas by part."""
+    parts = parts_of(blend, per)
+    return blend.state({out: alphas[parts[out]] if out in parts else 0.0 for out in blend.update})
+
+
+def few_shot_tune(
+    live: LiveModel,
+    task: TaskSpec,
+    prepared: Prepared,
+    *,
+    steps: int = 100,
+    lr: float = 1e-5,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> LiveModel:
+    """The baseline: all weights are trained on the same examples (`train.fit`: AdamW, cosine schedule, dropout).
+
+    A zero-shot task trains the image tower; the class prototypes stay what they are.
+
+    Args:
+        live: where it starts: target, under tuned's head where one came along; it is not changed.
+        task, prepared, steps, lr, batch_size, seed: see `learn_scales`.
+    """
+    _check("layer", steps, lr)
+    _check_examples(prepared)
+    size = batch_size or prepared.batch_size
+    spec = TrainSpec(task=task, steps=steps, lr=lr, batch_size=size, seed=seed)
+    tuned = replace(live, model=copy.deepcopy(live.model))
+    fit(tuned, spec, prepared_for(live, task, prepared), progress=progress)
+    return tuned
+
+
+class ScaledTensors(PortedTensors):
+    """The tensors of a port whose task vector is scaled part by part."""
+
+    def __init__(self, whole: PortedTensors, scales: Mapping[str, float]):
+        super().__init__(whole.models, whole.plan, whole.maps, 1.0, whole.noise_seed)
+        self.whole, self.scales = whole, scales
+
+    def delta(self, name: str) -> Tensor:
+        """The task vector of one tensor in the coordinates of target, times its scale."""
+        return self.scales.get(name, 0.0) * self.whole.delta(name)
+
+
+def scale(
+    source: ModelLike,
+    tuned: ModelLike,
+    target: ModelLike,
+    task: TaskSpec,
+    *,
+    shots: int,
+    out: str | os.PathLike[str] | None = None,
+    per: Per = "layer",
+    steps: int = 100,
+    lr: float = 0.05,
+    init: float = 0.0,
+    baseline_lr: float | None = None,
+    method: str = DEFAULT_METHOD,
+    maps: Maps | str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    config: ConfigLike = None,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    verify: bool = True,
+    force: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> PortResult:
+    """A port whose scales are learned from a few labelled examples of the task, with test scores.
+
+    Args:
+        source, tuned, target, method, maps, family, config, verify, force: see `port`.
+        task: its "train" split gives the examples, its "test" split the scores.
+        shots: examples of each class.
+        out: folder to write; None keeps the result in memory.
+        per, steps, lr, init: see `learn_scales`.
+        baseline_lr: if given, all weights of the target are trained on the same examples too, for as many steps with
+            this learning rate, and scored.
+        data_dir: see `load_split`.
+        limit: at most so many test rows.
+        seed: of matching, of the null test, and of which examples and in what order.
+        device: where products are computed and models run.
+        **options: further arguments of `port`.
+
+    Returns:
+        PortResult, as of a port; its report has "scale" (alphas, losses, test scores: "zero-shot", "alpha-1", "scaled"
+        and, with a baseline, "few-shot").
+
+    Raises:
+        InputError: an input or option cannot be used.
+    """
+    _check(per, steps, lr)
+    place = None if out is None else Path(out)
+    if place is not None:
+        check_output(place, force=force)
+        opened = open_models(source, target, tuned, family=family, config=config, need_layout=False)
+        refuse_inputs(opened, place, maps)
+    known = {"family": family, "config": config, "method": method, "maps": maps}
+    common = {"seed": seed, "device": device, "progress": progress}
+    result = port(source, tuned, target, verify=verify, **known, **common, **options)
+    blend = blend_of(result)
+    live = live_of(result, blend.state(), device=device)
+    examples = prepare(task, "train", live, data_dir=data_dir, shots=shots, seed=seed)
+    learn: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
+    found = learn_scales(live, blend, task, examples, per=per, lr=lr, init=init, **learn)
+    lives = {
+        "zero-shot": with_state(live, blend.zero_shot()),
+        "alpha-1": live,
+        "scaled": with_state(live, found.state),
+    }
+    if baseline_lr is not None:
+        lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=baseline_lr, **learn)
+    rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
+    about = {
+        "shots": shots,
+        "examples": len(examples),
+        **{"per": per, "steps": steps, "lr": lr, "init": init, "baseline_lr": baseline_lr},
+        "alphas": found.alphas,
+        "losses": list(found.losses),
+        "test": {name: score_dict(evaluate(one, task, rows)) for name, one in lives.items()},
+    }
+    scales = {blend.names[name]: found.alphas[part] for name, part in parts_of(blend, per).items()}
+    tensors = ScaledTensors(result.tensors, scales)
+    scaled = replace(result, report=result.report | {"scale": about}, out=place, tensors=tensors)
+    if place is not None:
+        write_port(scaled, place, card=partial(_card, per=per), verify=verify, force=force, progress=progress)
+    return scaled
+
+
+def _card(models: Models, report: Mapping[str, Any], *, per: Per) -> str:
+    return model_card(models, {**report, "alpha": f"learned per {per} from {report['scale']['examples']} examples"})
+
+
+def _fixed(live: LiveModel, task: TaskSpec, prepared: Prepared, parts: Mapping[str, str], blend: Blend) -> Prepared:
+    """Examples with all that the alphas do not change: class prototypes too, unless the text tower moves."""
+    moving = {name for name, stored in live.stored_names.items() if stored in parts}
+    if task.kind == ZERO_SHOT and any(name.startswith(("text_model.", "text_projection.")) for name in moving):
+        return prepared
+    return prepared_for(with_state(live, blend.state(0.0)), task, prepared)
+
+
+def _order(rows: Prepared, batch_size: int | None, seed: int) -> Iterator[Tensor]:
+    """Positions of the examples of one step after another: all of them in a random order, then in another one."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(len(rows), generator=generator).split(batch_size or rows.batch_size)
+
+
+def _check(per: str, steps: int, lr: float) -> None:
+    if per not in ("layer", "tensor"):
+        raise InputError(f"scales are learned per 'layer' or per 'tensor', not per {per!r}")
+    if steps < 1 or not (math.isfinite(lr) and lr > 0):
+        raise InputError(f"{steps} steps with learning rate {lr}: both have to be above zero")
+
+
+def _check_examples(prepared: Prepared) -> None:
+    if not len(prepared):
+        raise InputError("there are no examples to learn from")

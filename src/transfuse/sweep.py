@@ -1,0 +1,225 @@
+"""The scale of a task vector, chosen on validation data: transported once, evaluated at any number of scales."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .evaluate import LiveModel, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
+from .maps import Maps
+from .methods import DEFAULT_METHOD
+from .models import ModelLike
+from .plan import output_config
+from .port import PortResult, port
+
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A port for every alpha: theta(alpha) = target + alpha * update (Rinaldi et al. 2025, eq. 13).
+
+    All mappings go by the name in the output.
+
+    Attributes:
+        target: target's tensors that something is added to.
+        update: what is added at alpha 1, in float32 or float64.
+        fixed: tensors that alpha does not scale: heads that came along, target's own.
+        unmoved: the heads that came along, as they are in tuned.
+        names: the canonical names.
+    """
+
+    target: Mapping[str, Tensor]
+    update: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
+    unmoved: Mapping[str, Tensor]
+    names: Mapping[str, str]
+
+    def state(self, alpha: float | Mapping[str, float] = 1.0) -> dict[str, Tensor]:
+        """All tensors at one alpha, or with one for each tensor, in target's dtype: what `port` gives at that alpha."""
+        added = {}
+        for name, old in self.target.items():
+            scale = alpha[name] if isinstance(alpha, Mapping) else alpha
+            added[name] = (old.to(self.update[name].dtype) + scale * self.update[name]).to(old.dtype)
+        found = {**added, **self.fixed}
+        return {name: found[name] for name in self.names}
+
+    def zero_shot(self) -> dict[str, Tensor]:
+        """Target as it is, under tuned's own head where one came along: nothing of the method is in it."""
+        found = {**self.target, **self.fixed, **self.unmoved}
+        return {name: found[name] for name in self.names}
+
+
+def blend_of(result: PortResult) -> Blend:
+    """Transports every tensor of a port (or a merge) once; needs memory for target twice."""
+    tensors = result.tensors
+    tuned, steps = tensors.models.tuned, tensors.steps
+    assert tuned is not None
+    added = {out: step.name for out, step in steps.items() if step.action == "add"}
+    carried = {out: step.name for out, step in steps.items() if step.action == "carry"}
+    return Blend(
+        target={out: tensors.models.target.tensor(name) for out, name in added.items()},
+        update={out: tensors.delta(name) for out, name in added.items()},
+        fixed={out: tensors.read(out) for out in steps if out not in added},
+        unmoved={out: tuned.tensor(name).to(tensors.plan.dtype) for out, name in carried.items()},
+        names={out: step.name for out, step in steps.items()},
+    )
+
+
+def live_of(result: PortResult, state: Mapping[str, Tensor], **options: Any) -> LiveModel:
+    """The ported model as it would load if it were written: config of the output, processors of target.
+
+    Args:
+        state: its weights by output name.
+        **options: device and dtype of `load_live`.
+    """
+    tensors = result.tensors
+    _, config = output_config(tensors.plan, tensors.models)
+    return load_live(replace(tensors.models.target.checkpoint, config=config), state=state, **options)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Scores by alpha, and those of the alpha that was chosen.
+
+    Attributes:
+        method: of the port.
+        relation: verdict on the two bases, from weights alone.
+        metric: the primary one, by which alpha was chosen.
+        alphas: ascending.
+        chosen_on: "validation", or "test" where the caller insisted.
+        validation: scores of the task on that split, for each alpha.
+        support: the same of the support task; None without one.
+        chosen: the alpha with the best primary metric; of equals the smallest.
+        test, test_support: scores of the chosen alpha on the test split, which is used for nothing else.
+        zero_shot, zero_shot_support: the same for target without the task vector.
+    """
+
+    method: str
+    relation: str
+    metric: str
+    alphas: tuple[float, ...]
+    chosen_on: str
+    validation: tuple[Scores, ...]
+    support: tuple[Scores, ...] | None
+    chosen: float
+    test: Scores
+    test_support: Scores | None
+    zero_shot: Scores
+    zero_shot_support: Scores | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def sweep(
+    source: ModelLike,
+    tuned: ModelLike,
+    target: ModelLike,
+    task: TaskSpec,
+    *,
+    support: TaskSpec | None = None,
+    method: str = DEFAULT_METHOD,
+    alphas: Sequence[float] = ALPHAS,
+    choose_on: Literal["validation", "test"] = "validation",
+    allow_test: bool = False,
+    maps: Maps | str | os.PathLike[str] | None = None,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = False,
+    **options: Any,
+) -> Sweep:
+    """Ports once, evaluates every alpha on validation data, and the best one on test data.
+
+    Args:
+        source, tuned, target: see `port`.
+        task: what tuned was trained for.
+        support: another task, whose score says what the task vector destroys.
+        method, maps: see `port`.
+        alphas: scales to try.
+        choose_on: split that alpha is chosen on.
+        allow_test: choose on the test split all the same; the test score is then not an estimate of anything.
+        data_dir, limit: see `load_split`; the limit holds for every split.
+        seed: of matching, of the null test and of the rows that a limit leaves.
+        device: where products are computed and models run.
+        **options: further arguments of `port`.
+
+    Raises:
+        InputError: an input cannot be used, or alpha is to be chosen on test data.
+    """
+    scales = check_alphas(alphas)
+    _check_choice(choose_on, allow_test)
+    result = port(
+        source, tuned, target, method=method, maps=maps, seed=seed, device=device, progress=progress, **options
+    )
+    blend = blend_of(result)
+    live = live_of(result, blend.state(), device=device)
+    about = {"data_dir": data_dir, "limit": limit, "seed": seed, "progress": progress}
+    tasks = [task] if support is None else [task, support]
+    prepared = [prepare(one, choose_on, live, **about) for one in tasks]
+
+    def scores_of(state: Mapping[str, Tensor], inputs: Sequence[Any]) -> list[Scores]:
+        model = with_state(live, state)
+        return [score_dict(evaluate(model, one, rows)) for one, rows in zip(tasks, inputs, strict=True)]
+
+    curve = [scores_of(blend.state(alpha), prepared) for alpha in scales]
+    chosen = choose_alpha(scales, [scores[0] for scores in curve], task)
+    test = [prepare(one, "test", live, **about) for one in tasks]
+    ported, zero_shot = scores_of(blend.state(chosen), test), scores_of(blend.zero_shot(), test)
+    return Sweep(
+        method=result.report["method"],
+        relation=result.report["relation"]["verdict"],
+        metric=task.primary,
+        alphas=scales,
+        chosen_on=choose_on,
+        validation=tuple(scores[0] for scores in curve),
+        support=None if support is None else tuple(scores[1] for scores in curve),
+        chosen=chosen,
+        test=ported[0],
+        test_support=None if support is None else ported[1],
+        zero_shot=zero_shot[0],
+        zero_shot_support=None if support is None else zero_shot[1],
+    )
+
+
+def choose_alpha(alphas: Sequence[float], scores: Sequence[Scores], task: TaskSpec) -> float:
+    """The alpha with the best primary metric of a task; of equals the smallest, one that is not a number last."""
+    sign = -1.0 if task.higher_is_better else 1.0
+    values = [sign * one[task.primary] for one in scores]
+    worst = [math.inf if math.isnan(value) else value for value in values]
+    return min(zip(worst, alphas, strict=True))[1]
+
+
+def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
+    """Alphas in ascending order, each once.
+
+    Raises:
+        InputError: there are none, or one is not a finite number.
+    """
+    if not alphas or not torch.tensor(list(alphas)).isfinite().all():
+        raise InputError(f"alphas are {list(alphas)}; at least one, all finite, are needed")
+    return tuple(sorted({float(alpha) for alpha in alphas}))
+
+
+def _check_choice(choose_on: str, allow_test: bool) -> None:
+    if choose_on not in ("validation", "test"):
+        raise InputError(f"alpha cannot be chosen on {choose_on!r}; it is chosen on validation data")
+    if choose_on == "test" and not allow_test:
+        raise InputError(
+            "alpha is to be chosen on the test split: the test score would be the best of many and say nothing about "
+            "new data. Choose on validation (a share of the training data is held out if there is no such split), or "
+            "allow it explicitly (allow_test, --allow-test)"
+        )
