@@ -21,6 +21,7 @@ from transfuse import Maps, TransfuseError, __version__
 from transfuse.cli import app
 from transfuse.maps import Dense
 from transfuse.matching.ascent import Ascent
+from transfuse.methods import METHODS
 from transfuse.verify import Equivalence
 
 PORT = importlib.import_module("transfuse.port")  # `transfuse.port` is the function
@@ -101,7 +102,7 @@ def under(root: str, *names: str) -> set[str]:
     return {f"{root}.{name}" if root else name for group in names for name in group.split()}
 
 
-NULL_KEYS = under("null.model", "entries identity matched orders ratio z")
+NULL_KEYS = under("null.model", "entries identity layers.* matched orders ratio z")
 RELATION_KEYS = {"cosines.model", "text", "towers.*", "verdict"} | NULL_KEYS
 MATCH_KEYS = {
     "converged", "identity_is_as_good", "objective", "similarity_identity", "similarity_matched", "sweeps",
@@ -119,7 +120,8 @@ ABOUT_KEYS = (
     | {f"models.{role}.{key}" for role in ("source", "tuned", "target") for key in ("location", "fingerprint")}
 )
 METHOD_KEYS = {
-    "control", "evidence", "exact", "exportable", "group", "heads", "name", "paper", "paper_heads", "start", "streams",
+    "control", "evidence", "exact", "exportable", "group", "heads", "name", "paper", "paper_heads", "skips", "solver",
+    "start", "streams",
     "summary", "tie_qkv",
 }  # fmt: skip
 
@@ -171,7 +173,7 @@ def test_keys_of_verify_and_methods(models: dict[str, str], tmp_path: Path) -> N
     ok("match", models["source"], models["target"], "-o", tmp_path / "maps", *FAST)
     assert paths(as_json("verify", models["source"], tmp_path / "maps")) == EQUIVALENCE_KEYS
     rows = as_json("methods")
-    assert list(rows) == sorted(["naive", "random", "tied", "transfusion"])
+    assert list(rows) == sorted(METHODS)
     assert all(paths(row) == METHOD_KEYS for row in rows.values())
 
 
@@ -209,7 +211,7 @@ def test_text_of_every_command(models: dict[str, str], three: tuple[str, str, st
     assert f"output     {tmp_path / 'out'}" in text and "rounding   0.00% of the updates lost" in text
     assert "nothing written (dry run)" in ok("port", *three, "--dry-run").stdout
     text = ok("methods").stdout
-    assert all(f"\n{name} " in text for name in ("naive", "random", "transfusion", "tied"))
+    assert all(f"\n{name} " in text for name in METHODS)
 
 
 def test_quiet_says_nothing(three: tuple[str, str, str], tmp_path: Path) -> None:
@@ -321,7 +323,7 @@ def test_usage_errors_are_2(arguments: tuple[str, ...]) -> None:
     [
         ({"alpha": "nan"}, "alpha is nan"),
         ({"alpha": "inf"}, "alpha is inf"),
-        ({"method": "best"}, "unknown method 'best'; known: naive, random, transfusion, tied"),
+        ({"method": "best"}, "unknown method 'best'; known: naive, random, git-rebasin, "),
         ({"family": "gpt9"}, "unknown family 'gpt9'"),
         ({"device": "abacus"}, "device 'abacus'"),
         ({"device": "cuda:99"}, "device 'cuda:99'"),

@@ -633,7 +633,7 @@ def _no_folder_for_it(folders: Folders, path: Path) -> dict[str, Any]:
         (_maps_for_others, r"made for another source than .*source \(fingerprints differ\)"),
         (_maps_for_another_target, r"made for another target than .*target \(fingerprints differ\)"),
         (_no_maps, r"source/model\.safetensors: not a maps file of transfuse"),
-        (_an_unknown_method, r"unknown method 'best'; known: naive, random, transfusion, tied"),
+        (_an_unknown_method, r"unknown method 'best'; known: naive, random, git-rebasin, "),
         (_an_unknown_family, r"unknown family 'gpt9'; known: bert, roberta"),
         (
             _a_nan,

@@ -98,14 +98,21 @@ def equivalence_text(found: Mapping[str, Any]) -> str:
 
 
 def methods_text(rows: Mapping[str, Any]) -> str:
+    """The table of methods: what each needs, where its maps come from, what it guarantees, its paper."""
     lines = [
-        f"{'method':<12} {'evidence':<9} {'group':<12} {'heads':<14} {'streams':<9} {'function':<8} "
-        f"{'exportable':<10} paper"
+        f"{'method':<23} {'needs':<13} {'group':<12} {'heads':<14} {'streams':<9} {'function':<9} {'exportable':<10} "
+        "paper"
     ]
     for name, row in rows.items():
-        kept = "exact" if row["exact"] else "approx."
-        lines.append(
-            f"{name:<12} {row['evidence']:<9} {row['group']:<12} {row['heads']:<14} {row['streams']:<9} {kept:<8} "
-            f"{'yes' if row['exportable'] else 'no':<10} {row['paper']}\n{'':<12} {row['summary']}"
+        needs = {"none": "tuned"}.get(row["evidence"], row["evidence"]) + (
+            ", POT" if row["group"] == "coupling" else ""
         )
-    return "\n".join(lines)
+        kept = "exact" if row["exact"] else "broken"
+        lines.append(
+            f"{name:<23} {needs:<13} {row['group']:<12} {row['heads']:<14} {row['streams']:<9} {kept:<9} "
+            f"{'yes' if row['exportable'] else 'no':<10} {row['paper']}\n{'':<23} {row['summary']}"
+        )
+    note = (
+        "function: does the mapped source compute what source computes; transfusion and its ablations by permuted skips"
+    )
+    return "\n".join([*lines, note])
