@@ -20,7 +20,7 @@ from transfuse.errors import InputError
 from transfuse.layout import Layout
 from transfuse.maps import Coupling, Orthogonal, PerHead
 from transfuse.match import MatchOptions, matching_evidence, solve
-from transfuse.matching.couplings import REGULARISATION
+from transfuse.matching.couplings import ACCURACY, REGULARISATION
 from transfuse.matching.procrustes import best_rotation, ones_complement
 from transfuse.methods import METHODS, get_method
 from transfuse.models import Models, open_models
@@ -206,7 +206,9 @@ def test_couplings_against_a_plain_pass_in_numpy():
         pairs = zip(rows_b, rows_a, strict=True)
         cost = np.sum([((y[:, None, :] - x[None, :, :]) ** 2).sum(-1) for y, x in pairs], axis=0)
         mass = np.full(len(cost), 1 / len(cost))
-        return len(cost) * ot.sinkhorn(mass, mass, cost / cost.max(), REGULARISATION, method="sinkhorn_log")
+        return len(cost) * ot.sinkhorn(
+            mass, mass, cost / cost.max(), REGULARISATION, method="sinkhorn_log", stopThr=ACCURACY
+        )
 
     def columns(state: dict[str, np.ndarray], *names: str) -> list[np.ndarray]:
         return [state[n].T if state[n].ndim > 1 and not n.startswith("layers") else _rows(state[n]) for n in names]

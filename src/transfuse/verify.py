@@ -19,7 +19,7 @@ from .modelling import Around, Unavailable, build_runner, seeded_inputs
 from .models import Model
 from .planted import random_maps
 from .reference import ReferenceConfig, forward, permuted_skips, random_state
-from .skips import memory_names, needed_skips, permuted_skips_of
+from .skips import memory_names, needed_skips, permuted_skips_of, takes_skips
 from .transport import transport
 
 
@@ -82,10 +82,8 @@ def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0
         return _check_real(model, form, maps, seed, double, folding)
     mapped = _check_real(model, layout.with_ties(streams="junction", tie_qkv=maps.tie_qkv), maps, seed, double)
     if mapped.checked:
-        reason = "; ".join(
-            filter(None, ("these maps need permuted skips, which were put into the class", mapped.reason))
-        )
-        return replace(mapped, exportable=False, reason=reason)
+        said = "run with permuted skips, which these maps need" if takes_skips(maps) else "run with its own skips"
+        return replace(mapped, exportable=False, reason="; ".join(filter(None, (said, mapped.reason))))
     drawn = Maps(random_maps(form, torch.Generator().manual_seed(seed)), family=maps.family, tie_qkv=maps.tie_qkv)
     real = _check_real(model, form, drawn, seed, double)
     reference = check_reference(maps, layout, seed=seed)
@@ -180,7 +178,7 @@ def reference_error(config: ReferenceConfig, maps: Maps, seed: int = 0) -> float
     shapes = {name: tuple(t.shape) for name, t in state.items()}
     layout = bind(FAMILIES["reference"], shapes, config.as_dict()).with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
     moved = {name: transport(t, layout.params[name], maps.spaces) for name, t in state.items()}
-    skips = permuted_skips(maps.spaces, 2 * config.layers) if maps.streams == "junction" else {}
+    skips = permuted_skips(maps.spaces, 2 * config.layers) if takes_skips(maps) else {}
     expected, found = forward(config, state, ids), forward(config, moved, ids, skips)
     return relative_error({"logits": expected}, {"logits": found})
 

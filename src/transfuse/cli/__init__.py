@@ -9,6 +9,7 @@ import signal
 
 from . import analysis as analysis
 from . import bench as bench
+from . import convert as convert
 from . import evaluation as evaluation
 from . import porting as porting
 from .common import app as app

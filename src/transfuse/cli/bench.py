@@ -22,8 +22,8 @@ def _numbers(_: Any, __: Any, text: str | None) -> list[int] | None:
     cls=Command,
     help="""Run a RECIPE: make its models, measure every method on every target, and write tables, figures and a report.
 
-    RECIPE is a YAML file or the name of a shipped recipe (--list). Models are cached, finished measurements are kept in
-    DIR: a run that was stopped goes on where it was.
+    RECIPE is a YAML file or the name of a shipped recipe (--list). Models and finished measurements are cached, for
+    all recipes: a run that was stopped goes on where it was.
     """,
     examples="""
     transfuse bench --list
@@ -41,7 +41,7 @@ def _numbers(_: Any, __: Any, text: str | None) -> list[int] | None:
     "--cache",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where models are kept. [default: $TRANSFUSE_CACHE or ~/.cache/transfuse]",
+    help="Where models and measurements are kept. [default: $TRANSFUSE_CACHE or ~/.cache/transfuse]",
 )
 @click.option("--seeds", callback=_numbers, metavar="0,1,...", help="Instead of the recipe's.")
 @click.option(

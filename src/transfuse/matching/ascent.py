@@ -26,6 +26,9 @@ from .procrustes import best_rotation
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-7  # of the size of the products: below it a gain is rounding
+# Rotations improve by ever less and never stop; a planted one is found in two sweeps, and a relative gain of this much
+# a sweep moves no accuracy.
+ENOUGH = 1e-3
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class Ascent:
             for group in groups:
                 moved |= self.step(group)
                 bar.update()
-            self.record()
-            if not moved:
+            gain = self.record()
+            if not moved or (self.options.group == "orthogonal" and gain < ENOUGH):
                 self.converged = True
                 break
         bar.close()
@@ -182,8 +185,8 @@ class Ascent:
             before, after = (sum(_score(scores[s], maps[s]) for s in group) for maps in (self.maps, proposed))
         return after - before > TOLERANCE * max(abs(before), abs(after))
 
-    def record(self) -> None:
-        """Notes F after a sweep.
+    def record(self) -> float:
+        """Notes F after a sweep; by how much it rose, relative to what it is.
 
         Raises:
             TransfuseError: F fell, which the steps rule out.
@@ -193,8 +196,10 @@ class Ascent:
             raise TransfuseError(
                 f"the matching objective fell from {self.objective[-1]} to {value}: please report this"
             )
+        gain = (value - self.objective[-1]) / max(abs(value), 1e-30)
         self.objective.append(value)
         log.info("sweep %d: objective %.6g", len(self.objective) - 1, value)
+        return gain
 
 
 def _score(scores: Tensor, found: Map) -> float:

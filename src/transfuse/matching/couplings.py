@@ -21,6 +21,7 @@ from ..maps import Coupling, Map
 
 # Of the largest cost, as in the authors' code. Distances of many weights are nearly equal, so this is soft.
 REGULARISATION = 0.08
+ACCURACY = 1e-6  # of the sums of rows and columns, at which the iteration stops
 _STREAM = re.compile(r"^(.*stream\.)(\d+)$")
 
 
@@ -59,7 +60,8 @@ def _solve(costs: Tensor, solver: str) -> Tensor:
     if solver == "emd":
         plan = ot.emd(mass.numpy(), mass.numpy(), costs.numpy())
     else:
-        plan = ot.sinkhorn(mass.numpy(), mass.numpy(), costs.numpy(), REGULARISATION, method="sinkhorn_log")
+        options = {"method": "sinkhorn_log", "stopThr": ACCURACY, "warn": False}
+        plan = ot.sinkhorn(mass.numpy(), mass.numpy(), costs.numpy(), REGULARISATION, **options)
     return (torch.from_numpy(plan) * size).contiguous()
 
 

@@ -1,0 +1,287 @@
+"""A recipe from beginning to end: models, cells, tables, figures, page."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..recipe import SECTIONS, Recipe, Section, TransportSpec, plain, quick
+from .cells import Done, Unfinished
+from .jobs import Job, Outcome, report_to_stderr, run_jobs, usable_cores
+from .measure import Regime, references
+from .output import check_output, provenance, results, write_all
+from .records import Failure
+from .store import MadeModel, ModelStore, default_cache
+from .tiny import tiny
+from .workbench import Settings, Workbench
+
+log = logging.getLogger("transfuse.bench")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end.
+
+    Attributes:
+        out: the folder with everything in it.
+        result: what `result.json` holds.
+        failures: models and cells that could not be made.
+        fresh: how many cells were measured now, and not read.
+        tables: in markdown.
+    """
+
+    out: Path
+    result: dict[str, Any]
+    failures: tuple[Failure, ...]
+    fresh: int
+    tables: str
+
+
+def resolve(
+    recipe: Recipe,
+    *,
+    quick_run: bool = False,
+    tiny_run: bool = False,
+    seeds: Sequence[int] | None = None,
+    limit: int | None = None,
+    data_dir: Path | None = None,
+) -> Recipe:
+    """The recipe as it is run.
+
+    Raises:
+        InputError: the recipe has no quick form, or nothing stands in for its data (tiny).
+    """
+    if quick_run:
+        recipe = quick(recipe)
+    if tiny_run:
+        recipe = tiny(recipe, data_dir)
+    changes: dict[str, Any] = {"limit": recipe.limit.capped(limit)}
+    if seeds:
+        changes["seeds"] = list(dict.fromkeys(seeds))
+    return recipe.model_copy(update=changes)
+
+
+def run_bench(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    only: Sequence[Section] = (),
+    workers: int | None = None,
+    threads: int = 1,
+    device: str = "cpu",
+    progress: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Finished:
+    """Makes what is missing and writes everything down; a stopped run goes on where it was.
+
+    Args:
+        recipe: as `resolve` gives it.
+        out: folder for results.
+        cache: where models and finished cells are kept, for all recipes; None: `default_cache`.
+        data_dir: where local data sets lie.
+        only: sections to run; all if empty.
+        workers: processes; None: one a core, four at most (one on another device than the CPU).
+        threads: of torch in each process. Results depend on it in the last bits.
+        device: where models run.
+        progress: lines on stderr.
+        options: what was asked for besides, for the record ("quick": True, ...).
+
+    Returns:
+        Finished; what could not be made is among its failures.
+
+    Raises:
+        InputError: the output or the cache cannot be written.
+    """
+    place, began = Path(out), time.monotonic()
+    check_output(place)
+    sections = _sections(recipe, only)
+    settings = Settings(
+        recipe=plain(recipe),
+        sections=tuple(sections),
+        out=place.resolve(),
+        cache=(default_cache() if cache is None else Path(cache)).resolve(),
+        data_dir=None if data_dir is None else Path(data_dir).resolve(),
+        device=device,
+        threads=threads,
+        progress=progress,
+    )
+    if settings.data_dir is not None and not settings.data_dir.is_dir():
+        raise InputError(f"the data directory {data_dir} does not exist")
+    count = workers or (min(usable_cores(), 4) if device == "cpu" else 1)
+    report_to_stderr(log, not progress)
+    jobs = _jobs(recipe, sections, settings)
+    kept = _kept(jobs, settings)
+    left = [one for one in jobs if one.name not in kept]
+    with _threads(threads):
+        outcomes = run_jobs(
+            left,
+            perform,
+            start=start,
+            start_args=(settings,),
+            workers=min(count, len(left)),
+            threads=threads,
+            finished=_teller(len(left)),
+            done=kept,
+        )
+    models, cells, failures = _collected(jobs, outcomes)
+    given = {"only": list(only), "threads": threads, "device": device, **(options or {})}
+    asked = {**given, "workers": count, "data_dir": str(data_dir or ""), "out": str(out)}
+    about = provenance(recipe, asked, models, cells, time.monotonic() - began)
+    found = results(recipe, sections, cells, failures, about)
+    tables, result = write_all(found, recipe, place, cells)
+    return Finished(place, result, failures, sum(one.fresh for one in cells), tables)
+
+
+# --- in every process ---------------------------------------------------------------------------------------------
+
+_BENCH: list[Workbench] = []
+
+
+def start(settings: Settings) -> None:
+    """Makes this process ready."""
+    torch.set_num_threads(settings.threads)
+    report_to_stderr(log, not settings.progress)
+    # Said of every port again and again; what matters of it is in the tables.
+    logging.getLogger("transfuse.port").setLevel(logging.ERROR)
+    _quiet_libraries()
+    _BENCH[:] = [Workbench(settings)]
+
+
+def perform(payload: tuple[Any, ...], bench: Workbench | None = None) -> Any:
+    """Does one job: ("model", name, seed), ("regime", label, seed) or ("references", seed)."""
+    kind, *rest = payload
+    bench = bench or _BENCH[0]
+    if kind == "model" and bench.cells.only_read:
+        if (found := bench.store.made(*rest)) is None:
+            raise Unfinished(rest[0])
+        return found
+    if kind == "model":
+        return bench.store.make(*rest)
+    if kind == "regime":
+        label, seed = rest
+        return list(Regime(bench, seed, label).run())
+    return list(references(bench, *rest))
+
+
+def _quiet_libraries() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    level = logging.getLogger("transfuse.port").level
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        logging.getLogger("transfuse.port").setLevel(level)
+        _BENCH.clear()
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def _sections(recipe: Recipe, only: Sequence[Section]) -> list[Section]:
+    there: list[Section] = [one for one in SECTIONS if recipe.section(one) is not None]
+    if odd := [one for one in only if one not in there]:
+        raise InputError(f"recipe {recipe.name} has no section {odd[0]!r}; it has {', '.join(there)}")
+    return [one for one in there if one in only or not only]
+
+
+def _jobs(recipe: Recipe, sections: Sequence[Section], settings: Settings) -> list[Job]:
+    """Models, each after those it is made from, then what is measured on them."""
+    store = ModelStore(recipe, settings.cache, data_dir=settings.data_dir, device=settings.device)
+    jobs: list[Job] = []
+    by_key: dict[str, str] = {}
+
+    def job_of(name: str, seed: int) -> str:
+        return by_key[store.key(name, seed)]
+
+    for seed in recipe.seeds:
+        for name in recipe.models_of(sections):
+            key = store.key(name, seed)
+            if key not in by_key:  # the same model under another name or seed is made once
+                by_key[key] = f"model {name}, seed {seed}"
+                needs = tuple(job_of(one, seed) for one in recipe.models[name].needs)
+                jobs.append(Job(by_key[key], needs, ("model", name, seed)))
+    for seed in recipe.seeds:
+        tuned = [one for name in sections for one in _tuned(recipe, name)]
+        if tuned:
+            needs = tuple(dict.fromkeys(job_of(one, seed) for one in tuned))
+            jobs.append(Job(f"references, seed {seed}", needs, ("references", seed)))
+        for label, models in _regimes(recipe, sections).items():
+            needs = tuple(dict.fromkeys(job_of(one, seed) for one in models))
+            jobs.append(Job(f"regime {label}, seed {seed}", needs, ("regime", label, seed)))
+    return jobs
+
+
+def _tuned(recipe: Recipe, section: Section) -> list[str]:
+    spec = recipe.section(section)
+    return [one.tuned for one in spec.tasks.values()] if isinstance(spec, TransportSpec) else []
+
+
+def _regimes(recipe: Recipe, sections: Sequence[Section]) -> dict[str, list[str]]:
+    """Label of a regime -> the models it needs, over all sections."""
+    found: dict[str, list[str]] = {}
+    for name in sections:
+        spec = recipe.section(name)
+        for label, pair in (spec.regimes if spec else {}).items():
+            found.setdefault(label, []).extend([*pair, *_tuned(recipe, name)])
+    return found
+
+
+def _kept(jobs: Sequence[Job], settings: Settings) -> dict[str, Outcome]:
+    """The jobs of which nothing is left to do: no process has to be started for them."""
+    bench = Workbench(settings, only_read=True)
+    found: dict[str, Outcome] = {}
+    for job in jobs:
+        try:
+            value = perform(job.payload, bench)
+        except Unfinished:
+            continue
+        found[job.name] = Outcome(value)
+    return found
+
+
+def _teller(total: int) -> Any:
+    done: list[str] = []
+
+    def finished(job: Job, outcome: Outcome) -> None:
+        done.append(job.name)
+        said = f"FAILED: {outcome.error}" if outcome.error else "done"
+        log.info("[%d/%d] %s: %s", len(done), total, job.name, said)
+
+    return finished
+
+
+def _collected(
+    jobs: Sequence[Job], outcomes: Mapping[str, Outcome]
+) -> tuple[list[MadeModel], list[Done], tuple[Failure, ...]]:
+    models: list[MadeModel] = []
+    cells: list[Done] = []
+    failures: list[Failure] = []
+    for job in jobs:
+        outcome = outcomes[job.name]
+        if outcome.error is not None:
+            failures.append(Failure(job.name, outcome.error))
+        elif isinstance(outcome.value, MadeModel):
+            models.append(outcome.value)
+        else:
+            cells.extend(outcome.value)
+            failures.extend(Failure(one.what, one.error) for one in outcome.value if one.error is not None)
+    return models, cells, tuple(failures)
