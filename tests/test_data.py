@@ -52,6 +52,15 @@ def test_text_files(tmp_path: Path, kind: str) -> None:
     assert rows["label"][:] == [1, 0] and rows.features["label"].names == ["a", "b"]
 
 
+def test_files_may_be_called_as_on_the_hub(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    (tmp_path / "train.tsv").rename(tmp_path / "train10k.tsv")
+    spec = DataSpec(path=str(tmp_path), test="validation")
+    assert len(load_split(spec, "test")) == len(load_split(spec, "train")) + len(load_split(spec, "validation"))
+    with pytest.raises(InputError, match="no split 'test'"):
+        load_split(DataSpec(path=str(tmp_path)), "test")
+
+
 def test_quotes_in_tsv_are_ordinary(tmp_path: Path) -> None:
     (tmp_path / "test.tsv").write_text('sentence1\tsentence2\tlabel\n"open\tshut\t1\nhe said "no"\t"\t0\n')
     rows = load_split(DataSpec(path=str(tmp_path), train=None, text_pair=("sentence1", "sentence2")), "test")
@@ -117,6 +126,18 @@ def test_parts_do_not_overlap(folder: Path) -> None:
 def test_a_named_validation_split_is_used_whole(folder: Path) -> None:
     spec = image_data(folder / "images", validation="test")
     assert len(load_split(spec, "validation")) == 12 and len(load_split(spec, "train")) == 30
+
+
+def test_validation_rows_of_a_data_set_that_has_test_rows_only(folder: Path) -> None:
+    spec = image_data(folder / "images", train=None, validation_from="test", validation_share=0.25)
+    whole = ids(load_split(image_data(folder / "images"), "test"))
+    validation, test = (ids(load_split(spec, split)) for split in ("validation", "test"))
+    assert (len(validation), len(test)) == (3, 9) and validation | test == whole and not validation & test
+    assert ids(load_split(spec, "validation", seed=5)) == validation
+    training = image_data(folder / "images", validation_from="test")
+    assert len(load_split(training, "train")) == 30 and len(load_split(training, "validation")) == 2
+    with pytest.raises(InputError, match="no train split"):
+        load_split(spec, "train")
 
 
 def test_limit_is_a_random_choice_by_seed(folder: Path) -> None:

@@ -98,6 +98,19 @@ def test_the_seed_changes_weights_and_nothing_else(folder: Path, tmp_path: Path)
     assert weights <= changed(state_of(folder / "clip"), state_of(tmp_path / "clip"))
 
 
+def test_parameters_can_have_a_seed_of_their_own(folder: Path, tmp_path: Path) -> None:
+    states = {}
+    for name, seed, seeds in (("a", 0, {"^text_": 7}), ("b", 1, {"^text_": 7}), ("c", 1, {})):
+        initialise(clip_spec(seed, seeds=seeds), tmp_path / name)
+        states[name] = load_file(tmp_path / name / "model.safetensors")
+    matrices = [name for name, one in states["a"].items() if one.ndim > 1]
+    same = {name for name in matrices if torch.equal(states["a"][name], states["b"][name])}
+    assert same == {name for name in matrices if name.startswith("text_")}
+    assert not any(torch.equal(states["c"][name], states["b"][name]) for name in same)
+    with pytest.raises(InputError, match="no parameter has a name like 'txt'"):
+        initialise(clip_spec(0, seeds={"txt": 1}), tmp_path / "d")
+
+
 def test_std(folder: Path) -> None:
     matrices = [tensor for tensor in state_of(folder / "clip").values() if tensor.ndim > 1]
     spread = torch.cat([one.flatten() for one in matrices]).std().item()

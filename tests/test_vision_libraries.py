@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPModel
 
 import layout_checks
 from families import Case
+from transfuse.binding import bind
+from transfuse.convert import convert
 from transfuse.errors import InputError
-from transfuse.layout import bind
 from transfuse.layouts import TIMM_VIT, find_family
 from transfuse.layouts.timm_vit import _registry_heads
 from vision_families import VISION_CASES, VisionCase
@@ -55,6 +57,25 @@ def test_nothing_is_overlooked(case: Case, tmp_path: Path):
 @every_model
 def test_planted_port(case: Case, tmp_path: Path):
     layout_checks.check_port(case, tmp_path)
+
+
+CONVERTED = ("open_clip-plain", "open_clip-quick-gelu", "open_clip-custom")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in CONVERTED], ids=lambda case: case.name)
+def test_a_converted_clip_computes_the_same(case: Case, tmp_path: Path):
+    case.source.save(tmp_path / "open", 0)
+    convert(tmp_path / "open", tmp_path / "converted")
+    inputs = case.source.inputs(case.config(tmp_path / "open"))
+    expected = case.source.load(tmp_path / "open").run(inputs)
+    clip: Any = CLIPModel.from_pretrained(tmp_path / "converted", dtype=torch.float64)
+    with torch.no_grad():
+        found = clip.eval()(pixel_values=inputs["image"], input_ids=inputs["text"])
+    pairs = ((expected["image_features"], found.image_embeds), (expected["text_features"], found.text_embeds))
+    for one, other in pairs:  # both normalised
+        assert (one - other).abs().max() < 1e-9
+    logits = expected["logit_scale"] * expected["image_features"] @ expected["text_features"].T
+    assert (logits - found.logits_per_image).abs().max() < 1e-9
 
 
 def _registered() -> Iterator[tuple[str, Any]]:

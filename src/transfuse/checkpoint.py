@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from transfuse.errors import InputError
 
+_SMALL = 2**25  # bytes
 _log = logging.getLogger(__name__)
 
 _DTYPES = {
@@ -335,10 +336,18 @@ def _safetensors_part(path: Path) -> _Part:
                 raise InputError(f"{path}: tensor '{name}' is quantised or of unknown dtype ({piece.get_dtype()})")
             infos[name] = TensorInfo(tuple(piece.get_shape()), dtype, path.name)
 
+    kept: dict[str, torch.Tensor] = {}
+    small = path.stat().st_size <= _SMALL
+
     def read(name: str) -> torch.Tensor:
-        # Opened anew each time: an open handle would keep every page that was read in memory.
-        with _safetensors(path) as handle:
-            return handle.get_tensor(name)
+        if name not in kept:
+            # Opened anew each time: an open handle would keep every page that was read in memory. A small file is
+            # read whole instead, since opening it costs more than its tensors.
+            with _safetensors(path) as handle:
+                if not small:
+                    return handle.get_tensor(name)
+                kept.update({one: handle.get_tensor(one) for one in infos})
+        return kept[name]
 
     return _Part(infos, read)
 
@@ -387,6 +396,21 @@ def _fetch(where: str, repo: str, revision: str | None) -> Path:
         if (folder / files[0]).exists():
             break
     return folder
+
+
+def fetch_files(location: str, patterns: Sequence[str]) -> Path:
+    """The folder with the files of these names: a local one, or what a hub model has of them.
+
+    Raises:
+        InputError: it is neither, or cannot be had.
+    """
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return path
+    match = _HUB_ID.fullmatch(location)
+    if match is None:
+        raise InputError(f"'{location}': no such folder, and not a hub id (org/name or org/name@revision)")
+    return _snapshot(location, match["repo"], match["revision"], list(patterns))
 
 
 def _snapshot(where: str, repo: str, revision: str | None, patterns: list[str]) -> Path:

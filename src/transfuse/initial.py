@@ -17,6 +17,7 @@ from torch import nn
 from .checkpoint import open_checkpoint
 from .errors import InputError
 from .evaluate.data import BaseModel, ConfigDict, DataSpec, Field, load_split
+from .open_clip_init import write_open_clip
 from .writing import check_output, write_checkpoint
 
 # The usual order of BERT. The end is not token 2: CLIP takes that number for the sign of an old, wrong config and pools
@@ -63,7 +64,8 @@ class InitSpec(BaseModel):
 
     Attributes:
         config: transformers config with `model_type` and `architectures`. Dropout is 0 unless it is given; vocabulary
-            and special tokens are the tokenizer's.
+            and special tokens are the tokenizer's. Or what open_clip_config.json holds (`model_cfg`), for a model in
+            that format, which has to be converted.
         seed: of the weights.
         seeds: regular expression on parameter names -> another seed for those it finds: a text tower that models with
             different vision towers share, say. It is not shifted by a recipe's seed.
@@ -105,6 +107,10 @@ def initialise(spec: InitSpec, out: str | Path, *, data_dir: Path | None = None,
         if tokenizer is not None:
             config = _with_tokens(config, tokenizer)
             tokenizer.save_pretrained(folder)
+        if "model_cfg" in config:
+            files = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+            write_open_clip(config, place, seed=spec.seed, std=spec.std, files=files, force=force)
+            return place
         model = _build(config, spec)
         if processor := _processor(spec, model.config.to_dict()):
             (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
@@ -229,8 +235,8 @@ def _train_tokenizer(spec: TokenizerSpec, config: Mapping[str, Any], data_dir: P
     made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
-    text = {**config, **config.get("text_config", {})}
-    length = text.get("max_position_embeddings")
+    text = {**config, **config.get("text_config", {}), **config.get("model_cfg", {}).get("text_cfg", {})}
+    length = text.get("max_position_embeddings") or text.get("context_length")
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         bos_token="[CLS]",
@@ -259,6 +265,9 @@ def _with_tokens(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     }
     if "text_config" in config:
         return {**config, "text_config": {**config["text_config"], **tokens}}
+    if "model_cfg" in config:
+        text = {**config["model_cfg"]["text_cfg"], "vocab_size": len(tokenizer)}
+        return {**config, "model_cfg": {**config["model_cfg"], "text_cfg": text}}
     return {**config, **tokens}
 
 

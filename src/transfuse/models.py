@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .binding import bind, canonical_names, is_complete
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InputError
-from .layout import Family, Layout, bind, canonical_names, is_complete, unmoved_layout
+from .layout import Family, Layout, unmoved_layout
 from .layouts import FAMILIES, find_family
 from .modelling import complete_config
 from .vocabulary import check_vocabularies
@@ -99,7 +100,7 @@ class Models:
 
     def lacks_tower(self, model: Model, name: str) -> bool:
         """Whether a model has nothing of the whole tower a tensor belongs to (CLIP's image tower alone, say)."""
-        return self.family is not None and _tower_of(self.family, name) not in (*_towers(self.family, model), None)
+        return self.family is not None and not _is_of(self.family, name, _towers(self.family, model))
 
     def shared(self) -> list[str]:
         """Floating-point tensors that both bases have in the same shape: the evidence."""
@@ -248,7 +249,7 @@ def _head_owners(family: Family, order: Sequence[Model]) -> Sequence[Model]:
 def _bind_one(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]], owners: Sequence[Model]) -> Layout:
     """The layout as one model's config has it, over the tensors of all models in the towers this one has."""
     towers = _towers(family, model)
-    mine = {name: shape for name, shape in shapes.items() if _tower_of(family, name) in (*towers, None)}
+    mine = {name: shape for name, shape in shapes.items() if _is_of(family, name, towers)}
     architectures = [a for owner in owners for a in owner.checkpoint.config.get("architectures") or ()]
     owned = {name for owner in owners for name in owner.disk}
     config = model.checkpoint.config
@@ -260,10 +261,10 @@ def _bind_one(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]
         raise InputError(f"{model.role} {model.checkpoint.location}: {error}") from error
 
 
-def _tower_of(family: Family, name: str) -> str | None:
-    """The tower a tensor belongs to; None if it is unknown."""
-    found = next((row for row in family.rows if row.pattern.fullmatch(name)), None)
-    return found.tower.name if found else None
+def _is_of(family: Family, name: str, towers: Collection[str | None]) -> bool:
+    """Whether a tensor belongs to one of some towers; a head can be one tower's or the other's, an unknown is all's."""
+    found = {row.tower.name for row in family.rows if row.pattern.fullmatch(name)}
+    return not found or not found.isdisjoint(towers)
 
 
 def _towers(family: Family, model: Model) -> set[str | None]:

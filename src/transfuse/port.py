@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
+from .binding import canonical_names
 from .canonical import NO_FOLDING, norm_folding
 from .card import model_card
 from .checkpoint import open_checkpoint
 from .delta import task_vector
 from .errors import InputError, VerificationError
-from .layout import canonical_names
 from .maps import Maps, PerHead
 from .match import MatchOptions, match_models, stored_null, tensor_generator
 from .methods import DEFAULT_METHOD, METHODS, Method, get_method

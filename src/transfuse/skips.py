@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .axes import Axes
-from .layout import Layout, canonical_names
+from .binding import canonical_names
+from .layout import Layout
 from .layouts import FAMILIES
 from .maps import Identity, Map, Maps
 from .methods import METHODS

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .binding import bind
 from .canonical import NO_FOLDING, Folding, norm_folding
-from .layout import Layout, bind
+from .layout import Layout
 from .layouts import FAMILIES
 from .maps import Map, Maps
 from .modelling import Around, Unavailable, build_runner, seeded_inputs

@@ -55,7 +55,8 @@ class DataSpec(BaseModel):
             folder holds one file (or folder of images) per split; a single file is the training split.
         local: folder under the data directory the user gives; used instead of `path` where it exists.
         name: configuration of a hub data set.
-        train: split (hub), or stem of the file in the folder; None: there is none.
+        train: split (hub), or stem of the file in the folder ("train10k" serves as "train", "valid", "val" and "dev" as
+            "validation"); None: there is none.
         validation: the same; None: a share of the training rows, which "train" then leaves out.
         validation_from: "test" where that share is to be taken from the test rows, which "test" then leaves out: for
             data sets that have no others.

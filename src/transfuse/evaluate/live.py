@@ -135,7 +135,8 @@ def _open(location: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     if checkpoint.kind != "transformers":
         raise InputError(
             f"{checkpoint.location}: a checkpoint of kind {checkpoint.kind!r}; only models in the format of "
-            "transformers (config.json with a model_type) are run on data. Convert it first"
+            "transformers (config.json with a model_type) are run on data. CLIPs of open_clip can be converted: "
+            "transfuse convert"
         )
     return checkpoint
 

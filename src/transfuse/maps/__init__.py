@@ -1,0 +1,18 @@
+"""What carries the units of one model onto the units of another: the algebra of maps, and maps for a whole model."""
+
+from .algebra import Coupling, Dense, Identity, Map, Orthogonal, PerHead, Permutation, map_from_tensors
+from .collection import FORMAT_VERSION, Maps, check_maps_output
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Coupling",
+    "Dense",
+    "Identity",
+    "Map",
+    "Maps",
+    "Orthogonal",
+    "PerHead",
+    "Permutation",
+    "check_maps_output",
+    "map_from_tensors",
+]

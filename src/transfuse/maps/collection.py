@@ -1,0 +1,170 @@
+"""Maps for all spaces of a model, and their file: one safetensors file with JSON metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import InputError
+from .algebra import DAMAGED, Map, map_from_tensors
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One map for each space that moves, and where they came from. A space without a map stays as it is.
+
+    Attributes:
+        spaces: space name (as in the layout the maps were made for) -> map.
+        family, method: names of the layout family and of the method.
+        streams: "tied" (one residual stream) or "junction" (one at every residual sum).
+        tie_qkv: whether one inner map serves q, k and v of a head.
+        norms: "kept", or "folded": the maps are between models whose norm gains are folded (`canonical.py`).
+        source, target: fingerprints of the two bases; maps are refused for others.
+        options: what the method was called with.
+        report: what matching had to say (objective by sweep, heads, layers, ...).
+    """
+
+    spaces: Mapping[str, Map]
+    family: str = ""
+    method: str = ""
+    streams: str = "tied"
+    tie_qkv: bool = False
+    norms: str = "kept"
+    source: str = ""
+    target: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, space: str) -> Map | None:
+        return self.spaces.get(space)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no unit moves."""
+        return all(one.is_identity for one in self.spaces.values())
+
+    def inverse(self) -> Maps:
+        """The maps from target back to source."""
+        spaces = {name: one.inverse() for name, one in self.spaces.items()}
+        return replace(self, spaces=spaces, source=self.target, target=self.source, report={})
+
+    def __matmul__(self, other: Maps) -> Maps:
+        """The maps that apply `other` (A to B) first, then these (B to C)."""
+        forms = [(one.family, one.streams, one.tie_qkv, one.norms) for one in (self, other)]
+        if forms[0] != forms[1]:
+            raise InputError("only maps of one family and one form can be composed")
+        if self.source and other.target and self.source != other.target:
+            raise InputError("the second maps start at another model than the first lead to (fingerprints differ)")
+        names = [*other.spaces, *(name for name in self.spaces if name not in other.spaces)]
+        spaces = {name: _compose(self[name], other[name]) for name in names}
+        return replace(self, spaces=spaces, source=other.source, report={})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the maps to one safetensors file with JSON metadata."""
+        tensors = {
+            f"{name}#{part}": t.clone().contiguous()  # maps that share heads share memory, which the format refuses
+            for name, one in self.spaces.items()
+            for part, t in one.tensors().items()
+        }
+        about = {key: getattr(self, key) for key in _ABOUT if key not in ("options", "report", "kinds")}
+        about |= {"format_version": FORMAT_VERSION, "options": dict(self.options), "report": dict(self.report)}
+        about["kinds"] = {name: one.kind for name, one in self.spaces.items()}
+        partial = Path(f"{path}.partial")
+        try:
+            save_file(tensors, str(partial), metadata={"transfuse_maps": json.dumps(about, sort_keys=True)})
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: the maps could not be written: {error}") from error
+        finally:  # also after an interrupt
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Maps:
+        """Reads maps written by `save`.
+
+        Raises:
+            InputError: no such file, not a maps file, damaged, or written by a newer format.
+        """
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = json.loads((file.metadata() or {})["transfuse_maps"])
+                # Cloned into aligned memory: products of matrices can differ in the last bit with the alignment.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not a maps file of transfuse ({error})") from error
+        kinds = _checked_about(path, about).pop("kinds")
+        del about["format_version"]
+        return cls(spaces={name: _rebuild(path, name, kind, tensors) for name, kind in kinds.items()}, **about)
+
+
+_ABOUT: dict[str, type] = {
+    "family": str,
+    "method": str,
+    "streams": str,
+    "tie_qkv": bool,
+    "norms": str,
+    "source": str,
+    "target": str,
+    "options": dict,
+    "report": dict,
+    "kinds": dict,
+}
+
+
+def _checked_about(path: str | os.PathLike[str], about: Any) -> dict[str, Any]:
+    """The metadata of a maps file, every key there and of its type."""
+    version = about.get("format_version") if isinstance(about, dict) else None
+    if not isinstance(version, int):
+        raise InputError(f"{path}: its metadata has no format version: {DAMAGED}")
+    if version > FORMAT_VERSION:
+        raise InputError(f"{path}: written in maps format {version}, newer than {FORMAT_VERSION}: update transfuse")
+    for key, kind in _ABOUT.items():
+        if not isinstance(about.get(key), kind):
+            raise InputError(f"{path}: {key!r} in its metadata is not {kind.__name__}: {DAMAGED}")
+    if unknown := sorted(about.keys() - _ABOUT.keys() - {"format_version"}):
+        raise InputError(f"{path}: its metadata has unknown keys {unknown}: {DAMAGED}")
+    for key, known in (("streams", ("tied", "junction")), ("norms", ("kept", "folded"))):
+        if about[key] not in known:
+            raise InputError(f"{path}: {key!r} is {about[key]!r}, neither {known[0]!r} nor {known[1]!r}: {DAMAGED}")
+    return about
+
+
+def check_maps_output(path: Path, *, force: bool) -> None:
+    """Refuses a place for a maps file before any work is done.
+
+    Raises:
+        InputError: the folder is missing; the file exists (and not `force`), or is something else than maps.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if not path.exists():
+        return
+    if not force:
+        raise InputError(f"{path}: it exists; give another place, or --force")
+    Maps.load(path)  # --force replaces maps, never a model
+
+
+def _rebuild(path: str | os.PathLike[str], name: str, kind: Any, tensors: Mapping[str, Tensor]) -> Map:
+    parts = (key.rpartition("#") for key in tensors)
+    try:
+        return map_from_tensors(kind, {part: tensors[f"{name}#{part}"] for space, _, part in parts if space == name})
+    except InputError as error:
+        raise InputError(f"{path}: space {name!r}: {error}") from error
+
+
+def _compose(after: Map | None, before: Map | None) -> Map:
+    if after is None or before is None:
+        found = after or before
+        assert found is not None
+        return found
+    return after @ before
