@@ -109,7 +109,7 @@ MATCH_KEYS = {
     "fixed_points.*", "heads.*.order", "heads.*.spectral", "layers.*.identity", "layers.*.matched",
 }  # fmt: skip
 DELTA_KEYS = {"changed", "relative_norm", "verdict", "parts.*"}
-EQUIVALENCE_KEYS = {"checked", "dtype", "error", "exportable", "outputs", "passed", "reason"}
+EQUIVALENCE_KEYS = {"checked", "dtype", "error", "outputs", "passed", "reason", "stock"}
 FACT_KEYS = {"*.activation", "*.heads", "*.layers", "*.norm"}
 OPTION_KEYS = {"device", "max_sweeps", "restarts", "seed", "spectra_output", "tie_qkv"}
 MODEL_KEYS = {"architectures", "dtypes.*", "files", "kind", "location", "parameters", "tensors", "tied", "vocabulary"}

@@ -34,6 +34,25 @@ def test_what_is_written_down_is_what_was_read(tmp_path: Path) -> None:
     assert dump_recipe(load_recipe(file)) == dump_recipe(recipe)
 
 
+def test_a_null_that_says_something_is_written_down() -> None:
+    content = changed("tasks/upright/data/train", None)
+    content["models"]["source"]["train"]["clip_norm"] = None
+    recipe = parse_recipe(content)
+    assert plain(recipe)["tasks"]["upright"]["data"]["train"] is None
+    assert "name" not in plain(recipe)["tasks"]["upright"]["data"]
+    assert parse_recipe(plain(recipe)) == recipe
+
+
+def test_a_conversion_goes_with_what_is_given_or_random() -> None:
+    given = {"location": "org/clip", "convert": {"tokenizer": "org/other", "tower": "text"}}
+    found = parse_recipe(changed("models/other", given)).models["other"]
+    assert found.given is None and found.convert is not None and found.convert.tower == "text"
+    assert parse_recipe(changed("models/other", {"location": "org/clip"})).models["other"].given == "org/clip"
+    wrong = {"base": "start", "plant": "permutation", "of": "start", "convert": {}}
+    with pytest.raises(InputError, match=r"models\.other.*convert goes with location or init"):
+        parse_recipe(changed("models/other", wrong))
+
+
 def test_a_method_is_a_name_or_a_name_with_options() -> None:
     recipe = parse_recipe(bench_recipe.recipe())
     assert recipe.transport is not None

@@ -116,7 +116,8 @@ class _Binder:
         """The row that `name` matches."""
         if name in self.extra:
             tower = self.family.towers[0]
-            return _Matched(with_tower(self.extra[name], tower.name), False, None, tower)
+            text, _, role = self.extra[name].partition(" as ")
+            return _Matched(with_tower(text, tower.name), False, None, tower, role.strip())
         for row in self.family.rows:
             found = row.pattern.fullmatch(name)
             if found and self.holds(row):

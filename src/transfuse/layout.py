@@ -35,9 +35,10 @@ from typing import Any
 from .axes import UNMOVED, Axes
 
 # The largest group that keeps the function exactly, by the root of a space's name (after the last "/").
-# LayerNorm allows its stream permutations only; an element-wise activation the same for its units; inside a head
-# q.k and v->o allow any invertible pair. What a user of the model sees (logits, token ids, embeddings) is not a
-# space at all: it is `_`, except the vocabulary, which is named so that other vocabularies can be mapped one day.
+# LayerNorm allows its stream permutations (rotations, once its gains are folded: canonical.py); an element-wise
+# activation permutations of its units; inside a head q.k and v->o allow any invertible pair. What a user of the model
+# sees (logits, token ids, embeddings) is not a space at all: it is `_`, except the vocabulary, which is named so that
+# other vocabularies can be mapped one day.
 GROUPS = {"qk": "invertible", "vo": "invertible", "vocab": "identity"}
 
 Lookup = tuple[str | Callable[[Mapping[str, Any]], Any], ...]
@@ -125,7 +126,8 @@ class Space:
         name: as in the axes.
         size: number of units (over all heads).
         heads: how many heads it is split into, for a space inside heads.
-        group: the largest group that keeps the function: "identity", "permutation" or "invertible" (inside a head).
+        group: the largest group that keeps the function: "identity", "permutation", "invertible" (inside a head), or
+            "rotation" (a stream of a model whose norm gains are folded).
     """
 
     name: str

@@ -116,8 +116,8 @@ def plant(
         layout = rotatable_layout(layout, folding)
         if not folding.rotatable:
             raise InputError(
-                f"{target.checkpoint.location}: no stream of it can be rotated: the gains of a norm whose output is "
-                "the stream itself (post-norm, or a norm on the embeddings) are not all equal"
+                f"{target.checkpoint.location}: no stream of it can be rotated: a norm whose output is the "
+                "stream itself (post-norm, or a norm on the embeddings) has gains that differ, or a bias"
             )
     spaces = random_maps(layout, torch.Generator().manual_seed(seed), group=group)
 

@@ -22,7 +22,7 @@ from .card import model_card
 from .checkpoint import open_checkpoint
 from .delta import task_vector
 from .errors import InputError, VerificationError
-from .maps import Maps, PerHead
+from .maps import Maps, Orthogonal, PerHead
 from .match import MatchOptions, match_models, stored_null, tensor_generator
 from .methods import DEFAULT_METHOD, METHODS, Method, get_method
 from .modelling import Unavailable, load_transformers
@@ -74,6 +74,12 @@ class PortedTensors:
         self.layout = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
         self.folding = norm_folding(models.layout, models.all()) if maps.norms == "folded" else NO_FOLDING
         self.alpha, self.noise_seed = alpha, noise_seed
+        rotated = {name for name, one in maps.spaces.items() if isinstance(one, Orthogonal)}
+        if maps.norms == "folded" and not rotated <= self.folding.rotatable:
+            log.warning(
+                "the stream is rotated, but the fine-tune changed a norm that lies on it, which no rotation keeps: the "
+                "port is approximate"
+            )
         self.steps: Mapping[str, Step] = written_steps(plan)
         self.lost: dict[str, tuple[int, int]] = {}
 

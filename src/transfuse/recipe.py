@@ -107,8 +107,26 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def plain(spec: BaseModel) -> dict[str, Any]:
-    """A spec as plain JSON types, without what is not set."""
-    return json.loads(spec.model_dump_json(exclude_none=True, by_alias=True))
+    """A spec as plain JSON types, without what is not set; null only where it says something (`train: null`)."""
+    return _with_nulls(spec, json.loads(spec.model_dump_json(exclude_none=True, by_alias=True)))
+
+
+def _with_nulls(spec: Any, content: Any) -> Any:
+    """The same with those nulls that leaving out would turn into a default."""
+    if isinstance(spec, BaseModel):
+        found = dict(content)
+        for name, field in type(spec).model_fields.items():
+            key, value = field.alias or name, getattr(spec, name)
+            if value is not None:
+                found[key] = _with_nulls(value, content[key])
+            elif field.get_default(call_default_factory=True) is not None:
+                found[key] = None
+        return found
+    if isinstance(spec, Mapping):
+        return {str(key): _with_nulls(value, content[str(key)]) for key, value in spec.items() if value is not None}
+    if isinstance(spec, list | tuple):
+        return [_with_nulls(one, other) for one, other in zip(spec, content, strict=True)]
+    return content
 
 
 def quick(recipe: Recipe) -> Recipe:
@@ -149,6 +167,7 @@ def _content_of(name: str | Path, before: tuple[str, ...]) -> tuple[str, dict[st
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: a recipe is a mapping of keys (name, title, tasks, models, ...)")
+    content = json.loads(json.dumps(content, default=str))  # what YAML anchors share is set apart, for overrides
     like = content.pop("like", None)
     if like is None:
         return where, content

@@ -189,7 +189,7 @@ class TransportSpec(Spec):
 
 
 class FewShotSpec(TransportSpec):
-    """One scale for each part of the task vector, learned from a few labelled examples (Table 4).
+    """One scale for each part of the task vector, learned from a few labelled examples (Table 4); `alphas` is not used.
 
     Attributes:
         shots: examples of each class.

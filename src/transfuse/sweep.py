@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .evaluate import LiveModel, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
+from .evaluate import LiveModel, Prepared, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
+from .evaluate.data import Split
 from .maps import Maps
 from .methods import DEFAULT_METHOD
 from .models import ModelLike
@@ -147,7 +148,7 @@ def sweep(
     Args:
         source, tuned, target: see `port`.
         task: what tuned was trained for.
-        support: another task, whose score says what the task vector destroys.
+        support: another task, whose score says what the task vector destroys: measured on target with its own head.
         method, maps: see `port`.
         alphas: scales to try.
         choose_on: split that alpha is chosen on.
@@ -168,31 +169,51 @@ def sweep(
     blend = blend_of(result)
     live = live_of(result, blend.state(), device=device)
     about = {"data_dir": data_dir, "limit": limit, "seed": seed, "progress": progress}
-    tasks = [task] if support is None else [task, support]
-    prepared = [prepare(one, choose_on, live, **about) for one in tasks]
+    own = None if support is None else load_live(result.tensors.models.target.checkpoint, device=device)
 
-    def scores_of(state: Mapping[str, Tensor], inputs: Sequence[Any]) -> list[Scores]:
-        model = with_state(live, state)
-        return [score_dict(evaluate(model, one, rows)) for one, rows in zip(tasks, inputs, strict=True)]
+    def on_task(state: Mapping[str, Tensor], rows: Prepared) -> Scores:
+        return score_dict(evaluate(with_state(live, state), task, rows))
 
-    curve = [scores_of(blend.state(alpha), prepared) for alpha in scales]
-    chosen = choose_alpha(scales, [scores[0] for scores in curve], task)
-    test = [prepare(one, "test", live, **about) for one in tasks]
-    ported, zero_shot = scores_of(blend.state(chosen), test), scores_of(blend.zero_shot(), test)
+    def on_support(alpha: float, rows: Prepared | None) -> Scores | None:
+        if own is None or support is None or rows is None:
+            return None
+        return score_dict(evaluate(with_state(own, support_state(result, blend, alpha)), support, rows))
+
+    def rows_of(split: Split) -> tuple[Prepared, Prepared | None]:
+        supported = None if own is None or support is None else prepare(support, split, own, **about)
+        return prepare(task, split, live, **about), supported
+
+    rows, support_rows = rows_of(choose_on)
+    curve = [on_task(blend.state(alpha), rows) for alpha in scales]
+    support_curve = [on_support(alpha, support_rows) for alpha in scales]
+    chosen = choose_alpha(scales, curve, task)
+    rows, support_rows = rows_of("test")
     return Sweep(
         method=result.report["method"],
         relation=result.report["relation"]["verdict"],
         metric=task.primary,
         alphas=scales,
         chosen_on=choose_on,
-        validation=tuple(scores[0] for scores in curve),
-        support=None if support is None else tuple(scores[1] for scores in curve),
+        validation=tuple(curve),
+        support=tuple(one for one in support_curve if one is not None) or None,
         chosen=chosen,
-        test=ported[0],
-        test_support=None if support is None else ported[1],
-        zero_shot=zero_shot[0],
-        zero_shot_support=None if support is None else zero_shot[1],
+        test=on_task(blend.state(chosen), rows),
+        test_support=on_support(chosen, support_rows),
+        zero_shot=on_task(blend.zero_shot(), rows),
+        zero_shot_support=on_support(0.0, support_rows),
     )
+
+
+def support_state(result: PortResult, blend: Blend, alpha: float | Mapping[str, float]) -> dict[str, Tensor]:
+    """Target under its own names and with its own head, plus alpha times what the port adds to the tensors it has."""
+    target = result.tensors.models.target
+    state = {name: target.checkpoint.tensor(name) for name in target.checkpoint}
+    moved = blend.state(alpha)
+    for out in blend.update:
+        on_disk = target.disk.get(blend.names[out])
+        if on_disk is not None:
+            state[on_disk] = moved[out]
+    return state
 
 
 def choose_alpha(alphas: Sequence[float], scores: Sequence[Scores], task: TaskSpec) -> float:

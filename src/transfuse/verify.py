@@ -33,7 +33,7 @@ class Equivalence:
         error: largest absolute difference over all outputs, divided by their largest absolute value.
         outputs: the outputs compared.
         dtype: in which precision.
-        exportable: whether the mapped source is an ordinary checkpoint.
+        stock: whether that class was run as it is, without permuted skips.
         passed: error below the tolerance of the dtype; None when nothing could be run.
         reason: why nothing could be run, or what was run instead.
     """
@@ -42,7 +42,7 @@ class Equivalence:
     error: float | None
     outputs: tuple[str, ...]
     dtype: str
-    exportable: bool
+    stock: bool
     passed: bool | None
     reason: str = ""
 
@@ -84,7 +84,7 @@ def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0
     mapped = _check_real(model, layout.with_ties(streams="junction", tie_qkv=maps.tie_qkv), maps, seed, double)
     if mapped.checked:
         said = "run with permuted skips, which these maps need" if takes_skips(maps) else "run with its own skips"
-        return replace(mapped, exportable=False, reason="; ".join(filter(None, (said, mapped.reason))))
+        return replace(mapped, stock=False, reason="; ".join(filter(None, (said, mapped.reason))))
     drawn = Maps(random_maps(form, torch.Generator().manual_seed(seed)), family=maps.family, tie_qkv=maps.tie_qkv)
     real = _check_real(model, form, drawn, seed, double)
     reference = check_reference(maps, layout, seed=seed)

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from .. import __version__
 from ..errors import TransfuseError
 from ..evaluate import LiveModel, TaskSpec, evaluate, score_dict, with_state
@@ -25,7 +23,7 @@ from ..methods import METHODS
 from ..port import PortResult, port
 from ..recipe import FINE_TUNING, ORACLE, FewShotSpec, InterpolationSpec, MethodSpec, TransportSpec
 from ..refine.scale import few_shot_tune, learn_scales, parts_of
-from ..sweep import Blend, blend_of, choose_alpha, live_of
+from ..sweep import Blend, blend_of, choose_alpha, live_of, support_state
 from .alignments import describe, find_maps
 from .cells import Cell, Done, Unfinished
 from .choice import NAIVE, SectionSpec, has_oracle, is_tested, verdict_methods, with_controls
@@ -359,15 +357,3 @@ def _reference(bench: Workbench, seed: int, task: str, tuned: str) -> Done:
         return Reference(seed, task, score_dict(evaluate(live, spec, bench.prepared(spec, "test", live))))
 
     return bench.cells.read(cell) or make_cell(bench, cell, make)
-
-
-def support_state(result: PortResult, blend: Blend, alpha: float | Mapping[str, float]) -> dict[str, Tensor]:
-    """Target under its own names and with its own head, plus alpha times what the port adds to the tensors it has."""
-    target = result.tensors.models.target
-    state = {name: target.checkpoint.tensor(name) for name in target.checkpoint}
-    moved = blend.state(alpha)
-    for out in blend.update:
-        on_disk = target.disk.get(blend.names[out])
-        if on_disk is not None:
-            state[on_disk] = moved[out]
-    return state

@@ -11,7 +11,18 @@ import click
 from click.core import ParameterSource
 
 from .analysis_text import interpolate_text, merge_text, scale_text, sweep_text
-from .common import MODELS, Command, app, common, matching, null_trials_option, options_of, print_report, set_up
+from .common import (
+    MODELS,
+    RUN_MODELS,
+    Command,
+    app,
+    common,
+    matching,
+    null_trials_option,
+    options_of,
+    print_report,
+    set_up,
+)
 
 task_options = options_of(
     click.option("--task", required=True, metavar="YAML|JSON", help="The task: a file, or JSON text."),
@@ -38,7 +49,7 @@ def output_options(*, required: bool) -> Callable[[Any], Any]:
 @app.command(
     cls=Command,
     help="Evaluate the line from SOURCE, carried by maps, to TARGET: loss barrier, and whether the mapped source still "
-    "computes what SOURCE does." + MODELS,
+    "computes what SOURCE does." + RUN_MODELS,
     examples="""
     transfuse interpolate model-a model-b --task digits.yaml
     transfuse interpolate model-a model-b --task digits.yaml --method transfusion --skips rounded --json
@@ -70,7 +81,7 @@ def interpolate(source: str, target: str, task: str, points: int, **options: Any
 @app.command(
     cls=Command,
     help="Carry TUNED over to TARGET at several alphas, choose the best on validation data, score it on test data."
-    + MODELS,
+    + RUN_MODELS,
     examples="""
     transfuse sweep old-base my-classifier new-base --task task.yaml
     transfuse sweep old-base my-classifier new-base --task task.yaml --support other.yaml --alphas 0.25,0.5,1
@@ -112,7 +123,7 @@ def sweep(
 @app.command(
     cls=Command,
     help="Carry TUNED over to TARGET with one alpha for each layer (or tensor), learned from a few labelled examples."
-    + MODELS,
+    + RUN_MODELS,
     examples="""
     transfuse scale old-base my-classifier new-base --task task.yaml --shots 16 -o scaled
     transfuse scale old-base my-classifier new-base --task task.yaml --shots 4 --per tensor --baseline-lr 1e-5

@@ -20,6 +20,13 @@ ids (org/name, org/name@revision).
 """
 
 
+RUN_MODELS = """
+
+Models are directories or hub ids (org/name, org/name@revision) in the format of transformers: they are run on data.
+`transfuse convert` makes one of an open_clip CLIP.
+"""
+
+
 class Command(click.Command):
     """A command whose examples are printed as they stand."""
 

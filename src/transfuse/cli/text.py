@@ -104,7 +104,7 @@ def methods_text(rows: Mapping[str, Any]) -> str:
         "paper"
     ]
     for name, row in rows.items():
-        needs = {"none": "tuned"}.get(row["evidence"], row["evidence"]) + (
+        needs = ("tuned" if row["evidence"] == "none" else row["evidence"]) + (
             ", POT" if row["group"] == "coupling" else ""
         )
         kept = "exact" if row["exact"] else "broken"

@@ -176,7 +176,7 @@ class Orthogonal(Map):
 
 @dataclass(frozen=True, eq=False)
 class Coupling(Map):
-    """A soft assignment, shape (size, size), rows and columns summing to one (Imfeld et al. 2023).
+    """A soft assignment, shape (size, size), rows and columns summing to one (Imfeld et al. 2024).
 
     It need not have an inverse; the transposed coupling stands in for it, so no function is kept exactly.
     """

@@ -19,7 +19,8 @@ from ..evidence import WeightEvidence
 from ..layout import forward_position
 from ..maps import Coupling, Map
 
-# Of the largest cost, as in the authors' code. Distances of many weights are nearly equal, so this is soft.
+# The value is that of the authors' code; here it is a share of the largest cost, so that it means the same for every
+# space. Distances between rows of many weights are nearly equal, so this is soft, also between models that agree.
 REGULARISATION = 0.08
 ACCURACY = 1e-6  # of the sums of rows and columns, at which the iteration stops
 _STREAM = re.compile(r"^(.*stream\.)(\d+)$")

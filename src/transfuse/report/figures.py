@@ -56,7 +56,7 @@ def _matching(results: Results, section: SectionReport, regime: RegimeReport) ->
     add_legend(figure, panels)
     caption = (
         f"{regime.label}, by layer. Left: cosine of target with source; dotted lines are what the same matching "
-        "reaches against shuffled targets, and only what is above them was found. Right: shares of the heads."
+        "reaches against shuffled targets (mean); only what is above them was found. Right: shares of the heads."
     )
     return finished(figure, f"{section.kind}-{regime.label}-matching", "Matching", caption)
 
