@@ -27,7 +27,7 @@ STACK = {"model_type": "torch_encoder", **CONFIG}
 
 
 def main() -> None:
-    print("| pair | as is | matched | entries | rows, columns | ratio | z | verdict |")
+    print("| pair | as is | matched | entries | rows, columns | excess | z | verdict |")
     print("|---|---|---|---|---|---|---|---|")
     sceptr = {name: torch.load(weights(name), weights_only=True) for name in (SOURCE, *TARGETS)}
     for name in TARGETS:
@@ -60,7 +60,7 @@ def row(label: str, source: State, target: State, config: dict) -> None:
     cells = (null.identity, null.matched, entries, orders)
     verdict = relation(models, maps, stored_null(maps)).verdict
     numbers = " | ".join(f"{cell:.3f}" for cell in cells)
-    print(f"| {label} | {numbers} | {null.ratio:.2f} | {null.z:.1f} | {verdict} |", flush=True)
+    print(f"| {label} | {numbers} | {null.excess:.2f} | {null.z:.1f} | {verdict} |", flush=True)
 
 
 def reordered(one: State, other: State, generator: torch.Generator) -> tuple[State, State]:

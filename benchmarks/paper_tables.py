@@ -29,9 +29,9 @@ RECIPES = (
 )
 FIGURES = {
     "table1-clip-vitb16-small": "transport-gains.png",
-    "fig4-alpha-small": "alpha-curves.png",
+    "fig4-alpha-small": "alpha-alpha-task.png",
     "table4-fewshot-small": "fewshot-curves.png",
-    "fig5-lmc-vit-cifar10-small": "interpolation-curves.png",
+    "fig5-lmc-vit-cifar10-small": "interpolation-lines.png",
 }
 
 

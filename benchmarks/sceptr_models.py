@@ -59,7 +59,7 @@ def main() -> None:
     receptors = synthetic_receptors(200)
     about = inspect_models(weights(SOURCE), weights(TUNED), family="torch_encoder", config=CONFIG)
     print(f"inspect: delta {about['delta']['relative_norm']:.4f} of the weights' norm: {about['delta']['verdict']}\n")
-    print("| target | method | relation (ratio, z) | equivalence | embeddings | reloads | change carried over |")
+    print("| target | method | relation (excess, z) | equivalence | embeddings | reloads | change carried over |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
         for method in METHODS:
@@ -86,7 +86,7 @@ def row(target: str, method: str, receptors: Any) -> str:
     cells = (
         target,
         method,
-        f"{report['relation']['verdict']} ({null['ratio']:.2f}, {null['z']:.1f})"
+        f"{report['relation']['verdict']} ({null['excess']:.2f}, {null['z']:.1f})"
         if null
         else report["relation"]["verdict"],
         f"{equivalence['error']:.0e} in {equivalence['checked']}" if equivalence else "identity",

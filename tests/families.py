@@ -17,7 +17,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfuse.modelling import seeded_inputs
+from transfuse import text_tower
+from transfuse.modelling import TEXT_CLASSIFIER, seeded_inputs
 from transfuse.reference import ReferenceConfig, forward, random_state
 
 State = dict[str, Tensor]
@@ -130,13 +131,17 @@ class Transformers:
     masked: bool = False
 
     def save(self, folder: Path, seed: int, noise: float = 0.0) -> None:
-        model_class = getattr(transformers, self.model_class)
+        model_class = self._class()
         model = model_class(model_class.config_class(**self.config))
         randomise(model, seed, noise).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
 
     def load(self, folder: Path) -> Loaded:
-        model = getattr(transformers, self.model_class).from_pretrained(folder, dtype=torch.float64)
+        model = self._class().from_pretrained(folder, dtype=torch.float64)
         return loaded(model, lambda inputs: model(**inputs))
+
+    def _class(self) -> Any:
+        """From transformers, or our own text classifier of CLIP."""
+        return getattr(text_tower if self.model_class == TEXT_CLASSIFIER else transformers, self.model_class)
 
     def inputs(self, config: Mapping[str, Any]) -> State:
         inputs = seeded_inputs("transformers", config, 0, torch.float64)
@@ -316,6 +321,7 @@ CASES: tuple[Case, ...] = (
     _case("clip", "CLIPVisionModelWithProjection", {**_PIXELS, "projection_dim": 8}),
     _case("clip", "CLIPTextModel", _TOWER_TEXT),
     _case("clip", "CLIPTextModelWithProjection", {**_TOWER_TEXT, "projection_dim": 8}),
+    _case("clip", TEXT_CLASSIFIER, {**_TOWER_TEXT, "projection_dim": 8, "num_labels": 3}),
     _case(
         "clip",
         "CLIPForImageClassification",

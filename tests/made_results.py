@@ -86,7 +86,7 @@ def alignment(seed: int, regime: str, method: str, verdict: str) -> Alignment:
     rng = random.Random(f"{seed}{regime}{method}")
     moves = method not in ("naive", "random")
     found = 0.9 if verdict != "no-correspondence" else 0.2
-    null = {"identity": 0.1, "matched": found, "chance": 0.2, "ratio": found / 0.2, "z": (found - 0.2) / 0.005}
+    null = {"identity": 0.1, "matched": found, "chance": 0.2, "excess": (found - 0.2) / 0.8, "z": (found - 0.2) / 0.005}
     layers = {
         f"encoder.layers.{i}": {"identity": 0.1, "matched": found + 0.02 * rng.random(), "chance": 0.2}
         for i in range(4)

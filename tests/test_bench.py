@@ -151,7 +151,7 @@ def test_exactness_is_measured(whole: Finished) -> None:
     assert found["naive"]["equivalence"] is None
     for method in ("tied", "transfusion", "oracle"):
         assert found[method]["equivalence"]["passed"] and found[method]["equivalence"]["error"] < 1e-4
-    assert found["tied"]["null"]["model"]["ratio"] > 2 and found["oracle"]["null"] is None
+    assert found["tied"]["null"]["model"]["excess"] > 0.25 and found["oracle"]["null"] is None
     layers = [one for part, one in found["tied"]["layers"].items() if part[-2:] in (".0", ".1")]
     assert len(layers) == 2 and all(set(one) == {"identity", "matched", "chance"} for one in layers)
     assert all(0 <= one["moved"] <= 1 for one in found["tied"]["heads"].values())

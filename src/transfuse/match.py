@@ -195,7 +195,8 @@ class NullTest:
         entries: after matching against targets whose entries are shuffled inside every tensor.
         orders: after matching against targets whose rows and columns are re-ordered, in every tensor by itself: its
             norms and spectrum stay, what tensors agree on is gone.
-        ratio: matched over the larger mean of the two.
+        excess: by how much matched exceeds the larger mean of the two, as a share of what that leaves to 1 (not their
+            ratio: rotations reach twice as much by chance as permutations, so that it would hide what they find).
         z: matched minus that mean, in standard deviations of that shuffle (0.005 at least).
         layers: mean over all shuffled targets, by part of the model.
     """
@@ -204,20 +205,20 @@ class NullTest:
     matched: float
     entries: tuple[float, ...]
     orders: tuple[float, ...]
-    ratio: float
+    excess: float
     z: float
     layers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
         """ "related-coordinates", "weak-correspondence" or "no-correspondence"."""
-        if self.ratio <= WEAK_RATIO or self.z <= MIN_Z:
+        if self.excess <= WEAK or self.z <= MIN_Z:
             return "no-correspondence"
-        return "related-coordinates" if self.ratio > STRONG_RATIO else "weak-correspondence"
+        return "related-coordinates" if self.excess > STRONG else "weak-correspondence"
 
 
 # Measured in docs/benchmarks.md ("Null test").
-WEAK_RATIO, STRONG_RATIO, MIN_Z, MIN_SPREAD = 1.3, 2.0, 3.0, 0.005
+WEAK, STRONG, MIN_Z, MIN_SPREAD = 0.05, 0.25, 3.0, 0.005
 
 
 def null_test(
@@ -270,7 +271,8 @@ def _null_test(
     stricter = torch.tensor(max(entries, orders, key=sum), dtype=torch.float64)
     mean = float(stricter.mean())
     spread = max(float(stricter.std()) if len(stricter) > 1 else 0.0, MIN_SPREAD)
-    return NullTest(identity, matched, entries, orders, matched / max(mean, 1e-12), (matched - mean) / spread, layers)
+    excess = (matched - mean) / max(1 - mean, 1e-12)
+    return NullTest(identity, matched, entries, orders, excess, (matched - mean) / spread, layers)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -21,6 +21,8 @@ State = Mapping[str, Tensor]
 Runner = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Around = Callable[[nn.Module], AbstractContextManager[None]]
 
+TEXT_CLASSIFIER = "CLIPTextModelForSequenceClassification"
+
 
 class Unavailable(Exception):
     """There is no model class here to run this checkpoint with; the message says what is missing."""
@@ -216,7 +218,7 @@ def _transformers_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
         built = transformers.AutoConfig.for_model(**plain)
     except (ValueError, TypeError, LookupError, AttributeError, _BAD_CONFIG) as error:
         raise Unavailable(f"transformers cannot read this config of model_type {model_type!r}: {error!r}") from error
-    named = [getattr(transformers, name, None) for name in config.get("architectures") or ()]
+    named = [_own_class(name) or getattr(transformers, name, None) for name in config.get("architectures") or ()]
     found = next((one for one in named if one is not None), None)
     if found is None and named:
         raise Unavailable(f"transformers has no class {', '.join(config['architectures'])}")
@@ -227,6 +229,15 @@ def _transformers_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
             raise Unavailable(f"transformers has no plain model of type {model_type!r}") from error
     built._attn_implementation = "eager"
     return built, found
+
+
+def _own_class(name: str) -> Any:
+    """A class of ours, built of transformers' parts."""
+    if name != TEXT_CLASSIFIER:
+        return None
+    from . import text_tower
+
+    return getattr(text_tower, name)
 
 
 def _transformers_runner(model: nn.Module) -> Runner:

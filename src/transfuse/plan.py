@@ -179,13 +179,23 @@ def output_config(plan: Plan, models: Models) -> tuple[str, dict[str, Any]]:
 
 
 def _as_tower(target: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
-    """Tuned's config with target's own in the place of the tower it describes ("clip_vision_model" in "clip")."""
-    kind = str(target.get("model_type"))
-    key = next((k for k in ("text_config", "vision_config") if k in tuned and k.removesuffix("_config") in kind), None)
-    if key is None:
-        return target
-    own = {k: v for k, v in target.items() if k not in HEAD_KEYS}
-    return tuned | {key: {**tuned[key], **own}}
+    """A config of tuned's kind, where one of them is a tower of the other ("clip_text_model" in "clip").
+
+    Tuned's with target's own in the place of the tower that target is; or target's own for the tower that tuned is.
+    """
+    if (key := _tower_key(tuned, target)) is not None:
+        own = {k: v for k, v in target.items() if k not in HEAD_KEYS}
+        return tuned | {key: {**tuned[key], **own}}
+    if (key := _tower_key(target, tuned)) is not None:
+        public = {"projection_dim": tuned["projection_dim"]} if "projection_dim" in tuned else {}
+        return {**target[key], **public, "model_type": tuned["model_type"]}
+    return target
+
+
+def _tower_key(whole: Mapping[str, Any], part: Mapping[str, Any]) -> str | None:
+    """Where the config of a model of two towers holds that of one of them."""
+    kind = str(part.get("model_type"))
+    return next((k for k in ("text_config", "vision_config") if k in whole and k.removesuffix("_config") in kind), None)
 
 
 def _raw_config(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:

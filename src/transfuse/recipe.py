@@ -111,6 +111,11 @@ def plain(spec: BaseModel) -> dict[str, Any]:
     return _with_nulls(spec, json.loads(spec.model_dump_json(exclude_none=True, by_alias=True)))
 
 
+def stated(spec: BaseModel) -> dict[str, Any]:
+    """What a spec says beyond its defaults, as plain JSON types: for keys of caches, which new options must not change."""
+    return json.loads(spec.model_dump_json(exclude_defaults=True, by_alias=True))
+
+
 def _with_nulls(spec: Any, content: Any) -> Any:
     """The same with those nulls that leaving out would turn into a default."""
     if isinstance(spec, BaseModel):

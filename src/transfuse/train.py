@@ -148,6 +148,8 @@ def train(
     check_output(place, force=force)
     checkpoint = open_checkpoint(base)
     live = _start(checkpoint, spec, data_dir, device)
+    for parameter in live.model.parameters():
+        parameter.data = parameter.data.clone()  # it may be the checkpoint's own, which is not to change
     rows = prepare(
         spec.task,
         "train",

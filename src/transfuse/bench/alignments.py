@@ -56,7 +56,7 @@ def _null_lines(found: Mapping[str, Any] | None) -> dict[str, dict[str, float]] 
         return None
     return {
         tower: {
-            **{key: one[key] for key in ("identity", "matched", "ratio", "z")},
+            **{key: one[key] for key in ("identity", "matched", "excess", "z")},
             "chance": max(sum(one[key]) / len(one[key]) for key in ("entries", "orders")),
         }
         for tower, one in found.items()

@@ -20,6 +20,7 @@ from ..recipe import (
     ORACLE,
     FewShotSpec,
     InterpolationSpec,
+    ModelSpec,
     Recipe,
     Section,
     TransportSpec,
@@ -125,25 +126,25 @@ def _versions() -> dict[str, str]:
 
 def _about_model(recipe: Recipe, made: MadeModel) -> dict[str, Any]:
     spec = recipe.models[made.name]
-    how = (
-        "given"
-        if spec.location
-        else "random"
-        if spec.init
-        else f"{'trained' if spec.train else 'planted'} from {spec.base}"
-    )
     scores = made.report.get("validation") or {}
     loss = made.report.get("loss")
     said = [*([f"loss {loss:.3f}"] if loss is not None else []), *(f"{k} {v:.3f}" for k, v in scores.items())]
     return {
         "name": made.name,
         "seed": made.seed,
-        "made": made.location if spec.location else how,
+        "made": _how_made(spec),
         "key": made.key,
         "fingerprint": made.fingerprint,
         "seconds": made.seconds,
         "training": ", ".join(one for one in said if not one.startswith("examples")),
     }
+
+
+def _how_made(spec: ModelSpec) -> str:
+    if spec.given is not None:
+        return spec.given
+    start = spec.location or ("random" if spec.init else f"{'trained' if spec.train else 'planted'} from {spec.base}")
+    return f"{start}, converted" if spec.convert else start
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

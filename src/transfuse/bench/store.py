@@ -25,10 +25,10 @@ from ..errors import InputError
 from ..evaluate.data import DataSpec
 from ..initial import initialise
 from ..planted import plant
-from ..recipe import ConvertSpec, ModelSpec, Recipe, plain
+from ..recipe import ConvertSpec, ModelSpec, Recipe, stated
 from ..train import train
 
-FORMAT = 1
+FORMAT = 1  # raised when what models or cells hold changes, defaults included
 _ABOUT = "made.json"
 
 
@@ -85,8 +85,8 @@ class ModelStore:
         if spec.location is not None:
             place = Path(spec.location).expanduser()
             where = {"location": open_checkpoint(place).fingerprint() if place.exists() else spec.location}
-            return where if spec.convert is None else {"format": FORMAT, **where, "convert": plain(spec.convert)}
-        own = {key: value for key, value in plain(spec).items() if key not in ("base", "of", "architecture")}
+            return where if spec.convert is None else {"format": FORMAT, **where, "convert": stated(spec.convert)}
+        own = {key: value for key, value in stated(spec).items() if key not in ("base", "of", "architecture")}
         data = [data_fingerprint(one, self.data_dir) for one in data_specs(spec)]
         needs = [self.key(one, seed) for one in spec.needs]
         return {"format": FORMAT, "spec": own, "needs": needs, "data": data, "device": self.device.split(":")[0]}

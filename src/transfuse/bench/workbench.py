@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..evaluate import LiveModel, Prepared, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
 from ..evaluate.data import Split
-from ..recipe import Recipe, Section, parse_recipe, plain
+from ..recipe import Recipe, Section, parse_recipe, stated
 from .cells import CellStore
 from .store import ModelStore, data_fingerprint
 
@@ -118,7 +118,7 @@ class Workbench:
         if name is None:
             return None
         task = self.recipe.tasks[name]
-        return [plain(task), data_fingerprint(task.data, self.settings.data_dir), plain(self.recipe.limit)]
+        return [stated(task), data_fingerprint(task.data, self.settings.data_dir), stated(self.recipe.limit)]
 
 
 def digest_of_state(state: Mapping[str, Tensor]) -> str:

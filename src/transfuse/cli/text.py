@@ -51,7 +51,7 @@ def _relation_lines(found: Mapping[str, Any]) -> list[str]:
             entries, orders = (sum(null[key]) / len(null[key]) for key in ("entries", "orders"))
             line += (
                 f", after matching {null['matched']:.4f}; by chance {max(entries, orders):.4f} "
-                f"(ratio {null['ratio']:.2f}, z {null['z']:.1f})"
+                f"(excess {null['excess']:.2f}, z {null['z']:.1f})"
             )
         lines.append(line)
     return lines

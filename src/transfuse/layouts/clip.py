@@ -1,6 +1,7 @@
 """CLIP and SigLIP of transformers: a text and a vision tower.
 
-The joint embedding is public (users keep prototypes and indices in it), so its axis does not move.
+The joint embedding is public (users keep prototypes and indices in it), so its axis does not move. A classifier of texts
+reads it (`text_tower.py`), one of images reads the vision tower's stream.
 """
 
 from ..layout import Family, Tower
@@ -57,6 +58,7 @@ CLIP = Family(
             _TEXT
             + """
     text_projection.weight                            _ <- stream.{last}
+    classifier.*                                      _ <- _               if SequenceClassification
     logit_scale                                       -
 """,
         ),

@@ -65,7 +65,7 @@ def _null_lines(verdict: Verdict, seeds: int) -> list[dict[str, Any]]:
     return [
         {
             "name": one.method if one.tower == "model" else f"{one.method}, {one.tower}",
-            "values": [cell_text(x, seeds) for x in (one.identity, one.matched, one.chance, one.ratio, one.z)],
+            "values": [cell_text(x, seeds) for x in (one.identity, one.matched, one.chance, one.excess, one.z)],
             "verdicts": counted(one.verdicts),
         }
         for one in verdict.lines

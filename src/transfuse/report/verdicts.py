@@ -28,7 +28,7 @@ class NullLine:
     identity: Value | None
     matched: Value | None
     chance: Value | None
-    ratio: Value | None
+    excess: Value | None
     z: Value | None
     verdicts: dict[str, int]
 
@@ -40,18 +40,21 @@ class Verdict:
     Attributes:
         verdict: a key of `relation.TEXTS`: what most seeds got from the method that found most.
         text: it in a sentence.
-        by_seed: seed -> verdict.
+        by_method: method -> seed -> verdict. Rotations can find what permutations do not.
         lines: the null tests behind it.
     """
 
     verdict: str
     text: str
-    by_seed: dict[int, str]
+    by_method: dict[str, dict[int, str]]
     lines: tuple[NullLine, ...]
 
     def counted(self) -> str:
-        """For example "no-correspondence (3 of 3 seeds)"."""
-        return counted(Counter(self.by_seed.values()))
+        """For example "no-correspondence (all 3 seeds)"; method by method where they disagree."""
+        said = {method: counted(Counter(by_seed.values())) for method, by_seed in self.by_method.items()}
+        if len(set(said.values())) > 1:
+            return "; ".join(f"{method}: {one}" for method, one in said.items())
+        return next(iter(said.values()), NOT_TESTED)
 
 
 def counted(verdicts: Counter[str] | dict[str, int]) -> str:
@@ -74,16 +77,19 @@ def alignments(results: Results, regime: str, method: str | None = None) -> list
 def verdict_of(results: Results, plan: SectionPlan, regime: str) -> Verdict:
     """The strongest correspondence that any of the plan's verdict methods found, by seed."""
     order = list(TEXTS)
-    by_seed: dict[int, str] = {}
-    for method in plan.verdict_methods:
-        for one in alignments(results, regime, method):
-            by_seed[one.seed] = max(one.verdict, by_seed.get(one.seed, NOT_TESTED), key=order.index)
-    if not by_seed:
+    by_method = {
+        method: {one.seed: one.verdict for one in alignments(results, regime, method)}
+        for method in plan.verdict_methods
+    }
+    by_method = {method: by_seed for method, by_seed in by_method.items() if by_seed}
+    if not by_method:
         return Verdict(NOT_TESTED, TEXTS[NOT_TESTED], {}, ())
+    seeds = sorted(set().union(*by_method.values()))
+    by_seed = {seed: max((one[seed] for one in by_method.values() if seed in one), key=order.index) for seed in seeds}
     counts = Counter(by_seed.values())
     most = min(counts, key=lambda verdict: (-counts[verdict], order.index(verdict)))
     lines = [line for method in _tested(results, plan, regime) for line in _null_lines(results, regime, method)]
-    return Verdict(most, TEXTS[most], dict(sorted(by_seed.items())), tuple(lines))
+    return Verdict(most, TEXTS[most], by_method, tuple(lines))
 
 
 def _tested(results: Results, plan: SectionPlan, regime: str) -> list[str]:
@@ -101,7 +107,7 @@ def _null_lines(results: Results, regime: str, method: str) -> list[NullLine]:
 
 def _null_line(found: Sequence[Alignment], method: str, tower: str) -> NullLine:
     tests = {one.seed: one.null[tower] for one in found if one.null and tower in one.null}
-    units = {"identity": "cosine", "matched": "cosine", "chance": "cosine", "ratio": "ratio", "z": "z"}
+    units = {"identity": "cosine", "matched": "cosine", "chance": "cosine", "excess": "share", "z": "z"}
     values = {key: value_of({seed: one[key] for seed, one in tests.items()}, unit) for key, unit in units.items()}
     return NullLine(
         method, tower, **values, verdicts=dict(Counter(one.towers.get(tower, one.verdict) for one in found))

@@ -35,10 +35,10 @@ def _verdict_lines(verdict: Verdict, seeds: int) -> list[str]:
     lines = [f"Verdict, from weights alone: **{verdict.counted()}**. {verdict.text}", ""]
     if not verdict.lines:
         return lines
-    lines += ["| null test | as is | matched | chance | ratio | z | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
+    lines += ["| null test | as is | matched | chance | excess | z | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
     for one in verdict.lines:
         name = one.method if one.tower == "model" else f"{one.method}, {one.tower}"
-        values = [cell_text(value, seeds) for value in (one.identity, one.matched, one.chance, one.ratio, one.z)]
+        values = [cell_text(value, seeds) for value in (one.identity, one.matched, one.chance, one.excess, one.z)]
         lines.append(f"| {name} | {' | '.join(values)} | {counted(one.verdicts)} |")
     return [*lines, ""]
 
