@@ -412,7 +412,7 @@ def test_an_interrupted_match_leaves_nothing(
         Path(path).write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("transfuse.maps.save_file", interrupted)
+    monkeypatch.setattr("transfuse.maps.collection.save_file", interrupted)
     result = run("match", three[0], three[2], "-o", tmp_path / "maps", *FAST)
     assert result.exit_code == 1 and "Aborted!" in result.stderr
     assert not list(tmp_path.iterdir())

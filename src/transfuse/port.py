@@ -334,7 +334,8 @@ def check_maps(models: Models, maps: Maps) -> Maps:
     spaces = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv).spaces
     for name, one in maps.spaces.items():
         heads = len(one.inner) if isinstance(one, PerHead) else None
-        fits = name in spaces and one.size == spaces[name].size and heads in (None, spaces[name].heads)
+        wanted = None if METHODS[maps.method].heads == "flat" else spaces[name].heads if name in spaces else None
+        fits = name in spaces and one.size == spaces[name].size and heads == wanted
         if not fits:
             raise InputError(f"the map of space {name!r} does not fit the models: the maps file is damaged")
     return maps
