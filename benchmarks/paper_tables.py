@@ -30,7 +30,7 @@ RECIPES = (
 FIGURES = {
     "table1-clip-vitb16-small": "transport-gains.png",
     "fig4-alpha-small": "alpha-alpha-task.png",
-    "table4-fewshot-small": "fewshot-curves.png",
+    "table4-fewshot-small": "fewshot-fewshot.png",
     "fig5-lmc-vit-cifar10-small": "interpolation-lines.png",
 }
 

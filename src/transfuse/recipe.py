@@ -112,7 +112,7 @@ def plain(spec: BaseModel) -> dict[str, Any]:
 
 
 def stated(spec: BaseModel) -> dict[str, Any]:
-    """What a spec says beyond its defaults, as plain JSON types: for keys of caches, which new options must not change."""
+    """What a spec says beyond its defaults, as plain JSON types: for cache keys, which new options must not change."""
     return json.loads(spec.model_dump_json(exclude_defaults=True, by_alias=True))
 
 
