@@ -16,11 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from transfuse.errors import InputError
-from transfuse.maps import FORMAT_VERSION, Dense, Identity, Map, Maps, PerHead, Permutation
+from transfuse.maps import FORMAT_VERSION, Dense, Identity, Map, Maps, Orthogonal, PerHead, Permutation
 
 # (heads, units inside each): all kinds of maps of one shape can be composed.
 SHAPES = ((1, 1), (1, 4), (3, 1), (2, 3), (4, 2))
-KINDS = ("identity", "permutation", "dense", "heads", "heads-dense", "heads-mixed", "heads-identity")
+KINDS = (
+    "identity", "permutation", "dense", "orthogonal", "heads", "heads-dense", "heads-mixed", "heads-identity",
+    "heads-orthogonal",
+)  # fmt: skip
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -38,7 +41,11 @@ def make(kind: str, shape: tuple[int, int], seed: int) -> Map:
         basis, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
         return Dense(basis * (0.5 + torch.rand(n, dtype=torch.float64, generator=generator)))
 
+    def orthogonal(n: int) -> Orthogonal:
+        return Orthogonal(torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0].contiguous())
+
     inner: dict[str, Callable[[int], Map]] = {
+        "heads-orthogonal": lambda _: orthogonal(width),
         "heads": lambda _: permutation(width),
         "heads-dense": lambda _: dense(width),
         "heads-mixed": lambda h: (permutation(width), dense(width), Identity(width))[h % 3],
@@ -47,7 +54,7 @@ def make(kind: str, shape: tuple[int, int], seed: int) -> Map:
     if kind in inner:
         return PerHead(permutation(heads), tuple(inner[kind](h) for h in range(heads)))
     size = heads * width
-    return {"identity": Identity, "permutation": permutation, "dense": dense}[kind](size)
+    return {"identity": Identity, "permutation": permutation, "dense": dense, "orthogonal": orthogonal}[kind](size)
 
 
 def oracle(one: Map) -> np.ndarray:
@@ -56,7 +63,7 @@ def oracle(one: Map) -> np.ndarray:
         return np.eye(one.length)
     if isinstance(one, Permutation):
         return np.eye(one.size)[one.index.numpy()]
-    if isinstance(one, Dense):
+    if isinstance(one, Dense | Orthogonal):
         return one.weight.double().numpy()
     assert isinstance(one, PerHead)
     width = one.inner[0].size
@@ -83,7 +90,7 @@ def test_matrix_is_that_of_the_definition(one: Map):
     np.testing.assert_allclose(one.matrix().numpy(), oracle(one), atol=1e-14)
     assert one.size == len(oracle(one))
     # A dense map and a mixed one never claim to be the identity; all others say so exactly when they are.
-    if not any(isinstance(m, Dense) for m in (one, *getattr(one, "inner", ()))):
+    if not any(isinstance(m, Dense | Orthogonal) for m in (one, *getattr(one, "inner", ()))):
         assert one.is_identity == bool((oracle(one) == np.eye(one.size)).all())
 
 

@@ -178,7 +178,7 @@ def test_verify_runs_junction_maps_in_the_real_class(name: str, tmp_path: Path) 
         double=True,
     )
     assert found.passed and found.error is not None and found.error < EXACT
-    assert found.checked == name and not found.exportable and "skips" in found.reason
+    assert found.checked == name and not found.stock and "skips" in found.reason
 
 
 def test_verify_falls_back_where_branches_are_no_modules(tmp_path: Path) -> None:

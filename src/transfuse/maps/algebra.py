@@ -120,11 +120,10 @@ class Permutation(Map):
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(Map):
-    """Any invertible matrix, shape (size, size). Orthogonal ones are equal to their dual."""
+class _Matrix(Map):
+    """A map that is held as its matrix, shape (size, size)."""
 
     weight: Tensor
-    kind: ClassVar[str] = "dense"
 
     @property
     def size(self) -> int:
@@ -133,6 +132,20 @@ class Dense(Map):
     def apply(self, x: Tensor, dim: int) -> Tensor:
         return (self.weight.to(x) @ x.movedim(dim, -2)).movedim(-2, dim) if x.ndim > 1 else self.weight.to(x) @ x
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+    def after(self, other: Map) -> Tensor:
+        """The matrix that applies `other` first."""
+        return self.weight @ other.matrix().to(self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(_Matrix):
+    """Any invertible matrix. Orthogonal ones are equal to their dual."""
+
+    kind: ClassVar[str] = "dense"
+
     def inverse(self) -> Dense:
         return Dense(torch.linalg.inv(self.weight))
 
@@ -140,25 +153,14 @@ class Dense(Map):
         return Dense(torch.linalg.inv(self.weight).T.contiguous())
 
     def __matmul__(self, other: Map) -> Map:
-        return self if isinstance(other, Identity) else Dense(self.weight @ other.matrix().to(self.weight))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+        return self if isinstance(other, Identity) else Dense(self.after(other))
 
 
 @dataclass(frozen=True, eq=False)
-class Orthogonal(Map):
-    """A rotation or reflection, shape (size, size): its own dual."""
+class Orthogonal(_Matrix):
+    """A rotation or reflection: its own dual."""
 
-    weight: Tensor
     kind: ClassVar[str] = "orthogonal"
-
-    @property
-    def size(self) -> int:
-        return self.weight.shape[0]
-
-    def apply(self, x: Tensor, dim: int) -> Tensor:
-        return Dense(self.weight).apply(x, dim)
 
     def inverse(self) -> Orthogonal:
         return Orthogonal(self.weight.T.contiguous())
@@ -166,39 +168,23 @@ class Orthogonal(Map):
     def __matmul__(self, other: Map) -> Map:
         if isinstance(other, Identity):
             return self
-        if isinstance(other, Orthogonal | Permutation):
-            return Orthogonal(self.weight @ other.matrix().to(self.weight))
-        return Dense(self.weight) @ other
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+        return (Orthogonal if isinstance(other, Orthogonal | Permutation) else Dense)(self.after(other))
 
 
 @dataclass(frozen=True, eq=False)
-class Coupling(Map):
-    """A soft assignment, shape (size, size), rows and columns summing to one (Imfeld et al. 2024).
+class Coupling(_Matrix):
+    """A soft assignment, rows and columns summing to one (Imfeld et al. 2024).
 
     It need not have an inverse; the transposed coupling stands in for it, so no function is kept exactly.
     """
 
-    weight: Tensor
     kind: ClassVar[str] = "coupling"
-
-    @property
-    def size(self) -> int:
-        return self.weight.shape[0]
-
-    def apply(self, x: Tensor, dim: int) -> Tensor:
-        return Dense(self.weight).apply(x, dim)
 
     def inverse(self) -> Coupling:
         return Coupling(self.weight.T.contiguous())
 
     def __matmul__(self, other: Map) -> Map:
-        return self if isinstance(other, Identity) else Coupling(self.weight @ other.matrix().to(self.weight))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+        return self if isinstance(other, Identity) else Coupling(self.after(other))
 
 
 @dataclass(frozen=True, eq=False)
