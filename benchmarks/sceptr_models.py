@@ -37,7 +37,7 @@ TARGETS = (
     "SCEPTR_shuffled_data",
     "SCEPTR_synthetic_data",
 )
-METHODS = ("naive", "random", "transfusion", "tied")
+METHODS = ("naive", "random", "transfusion", "tied", "orthogonal")
 CONFIG = {
     "nhead": 8,
     "norm_first": False,
