@@ -59,9 +59,7 @@ def make_bert_base(work: Path) -> None:
 
 
 def make_models(work: Path, model: Any, shard: str) -> None:
-    from transfuse.models import open_models
-    from transfuse.planted import random_maps
-    from transfuse.verify import map_state
+    from transfuse.planted import plant
 
     model.save_pretrained(work / "source", max_shard_size=shard)
     generator = torch.Generator().manual_seed(0)
@@ -70,11 +68,7 @@ def make_models(work: Path, model: Any, shard: str) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter += 0.05 * parameter.std(correction=0) * noise
     model.save_pretrained(work / "tuned", max_shard_size=shard)
-    models = open_models(work / "source", work / "source")
-    layout = models.layout.with_ties()
-    state = map_state(models.target, layout, random_maps(layout, generator), torch.float32)
-    target = type(model).from_pretrained(None, config=model.config, state_dict=state)
-    target.save_pretrained(work / "target", max_shard_size=shard)
+    plant(work / "source", work / "target", tie_qkv=False)
 
 
 def nothing(work: Path) -> None:

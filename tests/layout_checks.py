@@ -12,12 +12,13 @@ from torch import Tensor
 
 import transfuse
 from families import Case
+from transfuse.canonical import map_state
 from transfuse.layout import Layout
 from transfuse.maps import Map, Maps
 from transfuse.models import open_models
 from transfuse.planted import random_maps
 from transfuse.transport import transport
-from transfuse.verify import check_equivalence, map_state, relative_error
+from transfuse.verify import check_equivalence, relative_error
 
 EXACT = 1e-9
 NOISE = 0.01

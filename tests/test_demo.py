@@ -12,6 +12,7 @@ import torch
 
 from transfuse import demo
 from transfuse.errors import InputError
+from transfuse.planted import plant
 
 
 def _accuracies(result: dict[str, Any], measure: str) -> dict[tuple[str, str], float]:
@@ -74,7 +75,7 @@ def test_demo_tells_its_story(tmp_path: Path) -> None:
 def test_reordered_release_computes_the_same_function(tmp_path: Path) -> None:
     model = demo._new_model(torch.Generator().manual_seed(1))
     model.save_pretrained(tmp_path / "model")
-    demo._reorder(tmp_path / "model", tmp_path / "reordered", torch.Generator().manual_seed(2))
+    plant(tmp_path / "model", tmp_path / "reordered", tie_qkv=False, seed=2)
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     reordered = demo._load(tmp_path / "reordered")
     with torch.no_grad():

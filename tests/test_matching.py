@@ -20,14 +20,15 @@ from transfuse import Maps, match
 from transfuse.errors import InputError
 from transfuse.evidence import WeightEvidence
 from transfuse.maps import Map, PerHead, Permutation
-from transfuse.match import MatchOptions, match_models, null_test, weight_evidence
+from transfuse.match import MatchOptions, match_models, stored_null, weight_evidence
 from transfuse.matching.ascent import Ascent, AscentOptions
 from transfuse.matching.heads import identity_heads, joint_heads, spectral_heads
 from transfuse.methods import get_method
 from transfuse.models import open_models
 from transfuse.planted import random_maps
-from transfuse.reference import ReferenceConfig, forward, permuted_skips, random_state
+from transfuse.reference import ReferenceConfig, forward, random_state
 from transfuse.relation import relation
+from transfuse.skips import skips_of
 from transfuse.transport import transport
 from transfuse.verify import reference_error
 
@@ -343,7 +344,7 @@ def test_maps_at_every_junction_need_permuted_skips(norm_first: bool) -> None:
     moved, truth = planted_reference(state, 1, config=config, streams="junction", tie_qkv=True)
     ids = torch.randint(0, config.vocab, (4, config.tokens), generator=torch.Generator().manual_seed(2))
     expected = forward(config, state, ids)
-    exact = forward(config, moved, ids, permuted_skips(truth, 2 * config.layers))
+    exact = forward(config, moved, ids, skips_of(truth))
     broken = forward(config, moved, ids)
     scale = expected.abs().max()
     assert (expected - exact).abs().max() / scale < 1e-12
@@ -379,8 +380,9 @@ def test_null_test(method: str, pair: str, verdict: str) -> None:
         add_noise(target, 0.1 if pair == "continued" else 0.0, 2)
     row, options = get_method(method), MatchOptions()
     models = open_models(state_of(source), state_of(target), config=source.config.to_dict())
-    maps = match_models(models, row, options)
-    null = null_test(models, maps, row, options, trials=2)
+    maps = match_models(models, row, options, null_trials=2)
+    null = stored_null(maps)
+    assert null is not None
     found = relation(models, maps, null)
     assert found.verdict == verdict
     assert null.keys() == found.towers.keys() == {"model"} and found.towers["model"] == verdict
@@ -388,12 +390,13 @@ def test_null_test(method: str, pair: str, verdict: str) -> None:
     assert len(one.entries) == len(one.orders) == 2
     assert (one.verdict == "no-correspondence") == (pair == "independent")
     assert found.cosines["model"] == one.identity and (one.identity > 0.9) == (pair == "continued")
-    assert null == null_test(models, maps, row, options, trials=2)  # its shuffles are seeded
+    assert null == stored_null(match_models(models, row, options, null_trials=2))  # its shuffles are seeded
 
 
 def test_null_test_of_one_trial_has_a_spread() -> None:
     """One shuffled target has no spread of its own, and NaN is not JSON."""
     models = open_models(reference(0, SMALL), reference(1, SMALL), config=SMALL.as_dict())
-    row, options = get_method("tied"), MatchOptions()
-    null = null_test(models, match_models(models, row, options), row, options, trials=1)["model"]
+    found = stored_null(match_models(models, get_method("tied"), MatchOptions(), null_trials=1))
+    assert found is not None
+    null = found["model"]
     assert null.z == pytest.approx((null.matched - max(null.entries[0], null.orders[0])) / 0.005)

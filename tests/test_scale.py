@@ -19,7 +19,7 @@ from transfuse import InputError, TransfuseError, port
 from transfuse.evaluate import LiveModel, Prepared, evaluate, load_live, loss_of, prepare, score_dict, with_state
 from transfuse.evaluate.tasks import TaskSpec
 from transfuse.layout import part_of
-from transfuse.refine.scale import few_shot_tune, learn_scales, parts_of, scaled_state
+from transfuse.refine.scale import alphas_by_output, few_shot_tune, learn_scales, parts_of
 from transfuse.sweep import Blend, blend_of, live_of
 
 
@@ -65,12 +65,13 @@ def test_learned_scales_beat_none(setting: Setting, per: Any) -> None:
 
 def test_one_step_of_adam_goes_against_the_gradient_by_lr(setting: Setting) -> None:
     found = learn(setting, steps=1, lr=0.01, init=0.3, batch_size=1000)
+
+    def loss(alphas: dict[str, float]) -> float:
+        state = setting.blend.state(alphas_by_output(setting.blend, alphas, "layer"))
+        return setting.scores(state, setting.shots)["loss"]
+
     for part, alpha in found.alphas.items():
-        above, below = (
-            setting.scores(scaled_state(setting.blend, {**dict.fromkeys(found.alphas, 0.3), part: 0.3 + e}, "layer"),
-                           setting.shots)["loss"]
-            for e in (0.02, -0.02)
-        )  # fmt: skip
+        above, below = (loss({**dict.fromkeys(found.alphas, 0.3), part: 0.3 + e}) for e in (0.02, -0.02))
         assert alpha == pytest.approx(0.3 - math.copysign(0.01, above - below), abs=1e-4), part
 
 
@@ -196,7 +197,7 @@ def test_alphas_of_two_towers(text_moves: bool, tmp_path: Path) -> None:
     assert ("text_model.encoder.layers.0" in parts) == text_moves and "vision_model.encoder.layers.0" in parts
     found = learn_scales(live, blend, task, rows, steps=3, lr=0.05, init=0.5)
     for alphas, loss in ((dict.fromkeys(parts, 0.5), found.losses[0]), (found.alphas, None)):
-        state = scaled_state(blend, alphas, "layer")
+        state = blend.state(alphas_by_output(blend, alphas, "layer"))
         expected = score_dict(evaluate(with_state(live, state), task, rows))["loss"]
         after = loss_of(with_state(live, found.state), task, rows.batch(torch.arange(12))).item()
         assert expected == pytest.approx(after if loss is None else loss, abs=1e-9)

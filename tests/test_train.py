@@ -366,5 +366,17 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "epochs or steps" in wrong.stderr
 
 
+def test_a_quiet_training_says_nothing(folder: Path, tmp_path: Path) -> None:
+    task = json.dumps({"kind": "image-classification", "data": {"path": str(folder / "images")}})
+    call = ["finetune", str(folder / "vit"), "--task", task, "-o", str(tmp_path / "tuned"), "--steps", "1", "-q"]
+    library.utils.logging.enable_progress_bar()  # as outside of tests
+    try:
+        ran = CliRunner().invoke(app, call)
+        assert library.utils.logging.is_progress_bar_enabled(), "the caller's choice is put back"
+    finally:
+        library.utils.logging.disable_progress_bar()
+    assert ran.exit_code == 0 and ran.stderr == ""
+
+
 def test_colours_are_what_the_data_hold(folder: Path) -> None:
     assert list(open_checkpoint(folder / "vit").config["id2label"].values()) == list(COLOURS)

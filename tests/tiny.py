@@ -20,10 +20,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from transfuse.canonical import map_state
 from transfuse.maps import Map
 from transfuse.models import Models, open_models
 from transfuse.planted import random_maps
-from transfuse.verify import map_state
 
 State = dict[str, Tensor]
 Model = Any  # the classes of transformers say too little of themselves for a type checker

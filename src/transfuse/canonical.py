@@ -11,7 +11,6 @@ Ashkboos et al. 2024 (2401.15024) for RMSNorm and GPT-like models; here for Laye
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,7 @@ from .axes import Axes
 from .errors import InputError
 from .layout import Layout, tower_of
 from .models import Model
-from .transport import part_slices
+from .transport import SpaceMaps, part_slices, transport
 
 _JUNCTION = re.compile(r"(?:^|\.)stream\.(\d+)$")
 
@@ -95,8 +94,8 @@ def norm_folding(layout: Layout, models: Sequence[Model]) -> Folding:
         models: all that take part; a stream can be rotated only where norms that cannot be folded (CLIP's
             pre_layrnorm, BERT's) have equal gains and no bias in every one of them.
     """
-    gains = _only_ones(layout, "norm")
-    scales = _only_ones(layout, "scale")
+    norms, scalings = _on_junctions(layout, "norm"), _on_junctions(layout, "scale")
+    gains, scales = ({space: names[0] for space, names in one.items() if len(names) == 1} for one in (norms, scalings))
     sizes = {name: space.size for name, space in layout.spaces.items()}
     factors = {name: _factors(layout, name, axes, gains, scales, sizes) for name, axes in layout.params.items()}
     for name, axes in layout.outputs.items():
@@ -107,12 +106,14 @@ def norm_folding(layout: Layout, models: Sequence[Model]) -> Folding:
                 for part in axis.parts
                 if part.space in gains
             )
-    rotatable = frozenset(stream for stream in _tied_streams(layout) if _is_rotatable(layout, stream, gains, models))
+    # Two norms behind each other: the first one's gains cannot be folded past the second.
+    stacked = [space for one in (norms, scalings) for space, names in one.items() if len(names) > 1]
+    rotatable = frozenset(stream for stream in _tied_streams(layout) if _is_rotatable(layout, stream, stacked, models))
     return Folding({name: found for name, found in factors.items() if found}, rotatable)
 
 
-def _only_ones(layout: Layout, role: str) -> dict[str, str]:
-    """Junction -> the tensor of that role on it, in pre-norm towers, where there is exactly one."""
+def _on_junctions(layout: Layout, role: str) -> dict[str, list[str]]:
+    """Junction -> the tensors of that role on it (of norms the gains), in pre-norm towers."""
     found: dict[str, list[str]] = {}
     for name, said in layout.roles.items():
         if said != role or name not in layout.params or name.endswith(".bias"):
@@ -120,7 +121,7 @@ def _only_ones(layout: Layout, role: str) -> dict[str, str]:
         for space in layout.params[name].spaces:
             if _JUNCTION.search(space) and layout.facts.get(tower_of(space), {}).get("norm") == "pre":
                 found.setdefault(space, []).append(name)
-    return {space: names[0] for space, names in found.items() if len(names) == 1}
+    return found
 
 
 def _factors(
@@ -155,17 +156,10 @@ def _tied_streams(layout: Layout) -> set[str]:
     return {_JUNCTION.sub(lambda m: m[0][: m[0].rindex(".")], name) for name in layout.spaces if _JUNCTION.search(name)}
 
 
-def _is_rotatable(layout: Layout, stream: str, gains: Mapping[str, str], models: Sequence[Model]) -> bool:
-    if layout.facts.get(tower_of(stream), {}).get("norm") != "pre":
+def _is_rotatable(layout: Layout, stream: str, stacked: Sequence[str], models: Sequence[Model]) -> bool:
+    pre_norm = layout.facts.get(tower_of(stream), {}).get("norm") == "pre"
+    if not pre_norm or any(space.startswith(f"{stream}.") for space in stacked):
         return False
-    roles = Counter(
-        (space, layout.roles[name])
-        for name, axes in layout.params.items()
-        for space in axes.spaces
-        if name in layout.roles and not name.endswith(".bias") and space.startswith(f"{stream}.")
-    )
-    if any(count > 1 for (_, role), count in roles.items() if role in ("norm", "scale")):
-        return False  # two norms behind each other: the first one's gains cannot be folded past the second
     kept = [
         name
         for name, axes in layout.params.items()
@@ -187,6 +181,26 @@ def _gain(model: Model, name: str) -> Tensor:
             "be folded into the next weights: use --method tied"
         )
     return gain
+
+
+def map_tensor(
+    model: Model, name: str, layout: Layout, maps: SpaceMaps, dtype: torch.dtype, folding: Folding = NO_FOLDING
+) -> Tensor:
+    """One tensor of a model, folded if asked for, carried by maps; integer buffers stay."""
+    tensor = model.tensor(name)
+    if not tensor.is_floating_point():
+        return tensor
+    return transport(folding.fold(model, name, tensor.to(dtype)), layout.params[name], maps)
+
+
+def map_state(
+    model: Model, layout: Layout, maps: SpaceMaps, dtype: torch.dtype, folding: Folding = NO_FOLDING
+) -> dict[str, Tensor]:
+    """All tensors of a model, as `map_tensor` gives them, by on-disk name."""
+    return {
+        on_disk: map_tensor(model, name, layout, maps, dtype, folding).contiguous()
+        for name, on_disk in model.disk.items()
+    }
 
 
 def rotatable_layout(layout: Layout, folding: Folding) -> Layout:

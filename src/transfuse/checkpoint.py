@@ -39,6 +39,13 @@ _DTYPES = {
 _PICKLES = (".pt", ".pth", ".bin")
 _PLAIN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES, TOKENIZER_CONFIG, "merges.txt", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILES = (IMAGE_PROCESSOR_FILE, "processor_config.json")
 _COMPANIONS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.vocab"]
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
 # Wrappers of training code (DataParallel, torch.compile) put their own name before every tensor name.

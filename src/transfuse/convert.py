@@ -18,17 +18,17 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .checkpoint import Checkpoint, fetch_files, open_checkpoint
+from .checkpoint import (
+    IMAGE_PROCESSOR_FILE,
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    Checkpoint,
+    fetch_files,
+    open_checkpoint,
+)
 from .errors import InputError, VerificationError
 from .modelling import Unavailable, load_transformers
 from .writing import check_output, write_checkpoint
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
-    "special_tokens_map.json", "added_tokens.json",
-)  # fmt: skip
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
-_PROCESSOR = "preprocessor_config.json"
 
 # Pixel statistics that open_clip takes where its config gives none: those of the first CLIP.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -133,7 +133,7 @@ def convert(
     found = conversion(checkpoint, tower)
     files, origin = _tokenizer(checkpoint, tokenizer)
     if found.processor is not None:
-        files[_PROCESSOR] = _json(found.processor)
+        files[IMAGE_PROCESSOR_FILE] = _json(found.processor)
     write_checkpoint(
         place,
         plan={"model.safetensors": list(found.pieces)},
@@ -384,7 +384,7 @@ def _tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> tuple[dict[s
         if origin is None:
             continue
         place = folder if folder is not None else fetch_files(str(origin), TOKENIZER_FILES)
-        if any((place / name).is_file() for name in _VOCABULARIES):
+        if any((place / name).is_file() for name in VOCABULARY_FILES):
             files = {name: (place / name).read_bytes() for name in TOKENIZER_FILES if (place / name).is_file()}
             return dict(files), str(origin)
     if given is not None:

@@ -23,17 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
-from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
 from .methods import DEFAULT_METHOD
-from .models import open_models
-from .planted import random_maps
+from .modelling import quiet_transformers
+from .planted import plant
 from .port import port
-from .transport import transport
 
 Say = Callable[[str], None]
 
@@ -133,7 +130,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Say | None = None) -> dict[s
     say = progress or logger.info
     began = time.monotonic()
     models = out / "models"
-    with _quiet_transformers(), _one_thread():
+    with quiet_transformers(), _one_thread():
         digits = _load_digits(_generator(seed, "split"))
         _train_all(models, digits, seed, say)
         references = [_measure(models / name, name, "-", digits) for name in ("source", "tuned")]
@@ -190,7 +187,8 @@ def _train_all(models: Path, digits: Digits, seed: int, say: Say) -> None:
     release = _load(models / "source")
     _train(release, digits.second, _CONTINUED, _generator(seed, "release"))
     release.save_pretrained(models / "release-continued")
-    _reorder(models / "release-continued", models / "release-permuted", _generator(seed, "reorder"))
+    order = {"tie_qkv": False, "seed": _seed(seed, "reorder"), "force": True}
+    plant(models / "release-continued", models / "release-permuted", **order)
 
     say("training: independent")
     independent = _new_model(_generator(seed, "init-independent"))
@@ -256,21 +254,6 @@ def _initialise(model: nn.Module, generator: Generator) -> None:
 
 def _load(folder: Path) -> PreTrainedModel:
     return ViTForImageClassification.from_pretrained(folder)
-
-
-# --- the re-ordered release ---------------------------------------------------------------------------------------
-
-
-def _reorder(model_dir: Path, out_dir: Path, generator: Generator) -> None:
-    """Writes the same function with its units in another order, drawn from the symmetries of the architecture."""
-    # The same model twice: only its layout is wanted, and two models have one layout.
-    models = open_models(model_dir, model_dir)
-    layout = models.layout.with_ties(streams="tied")
-    maps = random_maps(layout, generator)
-    model = models.source
-    moved = {disk: transport(model.tensor(name), layout.params[name], maps) for name, disk in model.disk.items()}
-    _load(model_dir).save_pretrained(out_dir)
-    save_file(moved, out_dir / "model.safetensors", metadata={"format": "pt"})
 
 
 # --- porting and measuring ----------------------------------------------------------------------------------------
@@ -389,7 +372,11 @@ def _draw_bars(axes: Any, measure: str, tuned: float, rows: list[Row]) -> None:
 
 
 def _generator(seed: int, stage: str) -> Generator:
-    return Generator().manual_seed(seed * 1000 + _STAGES.index(stage))
+    return Generator().manual_seed(_seed(seed, stage))
+
+
+def _seed(seed: int, stage: str) -> int:
+    return seed * 1000 + _STAGES.index(stage)
 
 
 def _optional(module: str) -> Any:
@@ -398,18 +385,6 @@ def _optional(module: str) -> Any:
     except ImportError as error:
         name = module.partition(".")[0]
         raise InputError(f"the demo needs {name}, which cannot be imported: pip install 'transfuse[demo]'") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hides the progress bars of saving and loading, which for models this small are only noise."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import errors as hub_errors
 from torch import nn
 
-from .checkpoint import open_checkpoint
+from .checkpoint import IMAGE_PROCESSOR_FILE, open_checkpoint
 from .errors import InputError
 from .evaluate.data import BaseModel, ConfigDict, DataSpec, Field, load_split
+from .modelling import BAD_CONFIG, quiet_transformers
 from .open_clip_init import write_open_clip
 from .writing import check_output, write_checkpoint
 
@@ -37,8 +37,6 @@ _DROPOUTS = (
     "activation_dropout",
 )
 _BICUBIC = 3
-# What the config classes of newer transformers raise for values of a wrong type: no ValueError.
-_BAD_CONFIG: type[Exception] = getattr(hub_errors, "StrictDataclassError", ValueError)
 
 
 class TokenizerSpec(BaseModel):
@@ -113,7 +111,7 @@ def initialise(spec: InitSpec, out: str | Path, *, data_dir: Path | None = None,
             return place
         model = _build(config, spec)
         if processor := _processor(spec, model.config.to_dict()):
-            (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+            (Path(folder) / IMAGE_PROCESSOR_FILE).write_text(json.dumps(processor, indent=2) + "\n")
         save(model, Path(folder), place, {}, force=force)
     return place
 
@@ -129,7 +127,8 @@ def save(
         files: further files.
         companions: another model whose tokenizer and processor files come along.
     """
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     checkpoint = open_checkpoint(folder)
     own = {
         file.relative_to(folder).as_posix(): file.read_bytes()
@@ -165,7 +164,7 @@ def _build(config: Mapping[str, Any], spec: InitSpec) -> Any:
         model = _drawn(kind, built, spec.seed, spec.std)
         for pattern, seed in spec.seeds.items():
             _copy(_drawn(kind, built, seed, spec.std), model, pattern)
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, _BAD_CONFIG) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, BAD_CONFIG) as error:
         raise InputError(f"init: {name} cannot be built from this config: {error}") from error
     return model.float().eval()
 
@@ -272,7 +271,7 @@ def _with_tokens(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
 
 
 def _processor(spec: InitSpec, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A preprocessor_config.json, or None for a model without images."""
+    """What the file of the image processor holds, or None for a model without images."""
     vision = {**config, **config.get("vision_config", {})}
     size = spec.image_size or vision.get("image_size")
     if size is None:

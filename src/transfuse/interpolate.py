@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .canonical import NO_FOLDING, norm_folding
+from .canonical import NO_FOLDING, map_state, norm_folding
 from .errors import InputError
-from .evaluate import LiveModel, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
+from .evaluate import LiveModel, Scores, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
 from .evaluate.data import Split
 from .layout import Layout
 from .maps import Map, Maps
@@ -32,11 +32,9 @@ from .modelling import Unavailable
 from .models import ConfigLike, Model, ModelLike, Models, open_models
 from .port import check_maps, method_of_maps
 from .skips import memory_names, needed_skips, permuted_skips_of, takes_skips
-from .verify import map_state
 
 log = logging.getLogger(__name__)
 
-Scores = dict[str, float]
 State = dict[str, Tensor]
 SkipForm = Literal["identity", "linear", "rounded"]
 POINTS = 11

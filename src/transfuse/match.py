@@ -91,26 +91,27 @@ def match_models(
     models: Models, method: Method, options: MatchOptions, *, null_trials: int = 0, progress: bool = False
 ) -> Maps:
     """`match` for models that are open."""
-    tie_qkv = method.tie_qkv if options.tie_qkv is None else options.tie_qkv
+    options = replace(options, tie_qkv=method.tie_qkv if options.tie_qkv is None else options.tie_qkv)
     about = {
         "family": models.layout.family,
         "method": method.name,
         "streams": method.streams,
-        "tie_qkv": tie_qkv,
+        "tie_qkv": options.tie_qkv,
         "norms": "folded" if method.group == "orthogonal" else "kept",
         "source": models.source.checkpoint.fingerprint(),
         "target": models.target.checkpoint.fingerprint(),
-        "options": {**asdict(options), "tie_qkv": tie_qkv},
+        "options": asdict(options),
     }
     if method.group == "identity":
         return Maps({}, **about)
     evidence = matching_evidence(models, method, options)
     found = solve(evidence, method, options, progress=progress)
-    maps = Maps(found.maps, **about, report=_report(evidence, found))
-    if not null_trials:
-        return maps
-    null = null_test(models, maps, method, options, trials=null_trials, progress=progress)
-    return replace(maps, report={**maps.report, "null": {tower: asdict(one) for tower, one in null.items()}})
+    products = evidence.products({}), evidence.products(found.maps)
+    report = _report(found, *products)
+    if null_trials:
+        null = null_test(evidence, *products, method, options, trials=null_trials, progress=progress)
+        report["null"] = {tower: asdict(one) for tower, one in null.items()}
+    return Maps(found.maps, **about, report=report)
 
 
 def stored_null(maps: Maps) -> dict[str, NullTest] | None:
@@ -136,7 +137,9 @@ def matching_evidence(models: Models, method: Method, options: MatchOptions) -> 
     if method.group != "orthogonal":
         return weight_evidence(models, layout, options.device)
     folding = norm_folding(models.layout, [models.source, models.target])
-    return weight_evidence(models, rotatable_layout(layout, folding), options.device, folding)
+    evidence = weight_evidence(models, rotatable_layout(layout, folding), options.device, folding)
+    source, target = _kept(evidence.source), _kept(evidence.target)  # each step would fold them anew
+    return WeightEvidence(evidence.layout, source, target, evidence.names, options.device)
 
 
 @dataclass(frozen=True)
@@ -222,19 +225,25 @@ WEAK, STRONG, MIN_Z, MIN_SPREAD = 0.05, 0.25, 3.0, 0.005
 
 
 def null_test(
-    models: Models, maps: Maps, method: Method, options: MatchOptions, *, trials: int = 3, progress: bool = False
+    evidence: WeightEvidence,
+    before: Mapping[str, Products],
+    after: Mapping[str, Products],
+    method: Method,
+    options: MatchOptions,
+    *,
+    trials: int = 3,
+    progress: bool = False,
 ) -> dict[str, NullTest]:
     """Compares the alignment that maps reach with what matching reaches against shuffled targets.
 
     Args:
-        maps: what `match_models` found with the same method and options.
+        evidence: from `matching_evidence`, with the same method and options.
+        before, after: its products as the bases are, and with the maps that `solve` found.
         trials: targets of each shuffle.
 
     Returns:
         One test for each tower ("model" where there is one).
     """
-    options = replace(options, tie_qkv=maps.tie_qkv)
-    evidence = matching_evidence(models, method, options)
     towers = layers_by_tower(evidence)
     parts = {tower: _by_part(names) for tower, names in towers.items()}
 
@@ -248,7 +257,6 @@ def null_test(
     read, seeds = evidence.target, range(options.seed, options.seed + trials)
     entries = [reached(_entries_shuffled(read, seed)) for seed in seeds]
     orders = [reached(_orders_shuffled(read, evidence, seed)) for seed in seeds]
-    before, after = evidence.products({}), evidence.products(maps.spaces)
     return {
         tower: _null_test(
             cosines(before, tower),
@@ -342,16 +350,17 @@ def tensor_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _report(evidence: WeightEvidence, found: Found) -> dict[str, Any]:
-    products = {"identity": evidence.products({}), "matched": evidence.products(found.maps)}
-    before, after = (_similarity(one) for one in products.values())
+def _report(found: Found, before: Mapping[str, Products], after: Mapping[str, Products]) -> dict[str, Any]:
+    products = {"identity": before, "matched": after}
+    similarity = {when: _similarity(one) for when, one in products.items()}
     return {
         "objective": found.objective,
         "sweeps": len(found.objective) - 1,
         "converged": found.converged,
-        "similarity_identity": before,
-        "similarity_matched": after,
-        "identity_is_as_good": all(m.is_identity for m in found.maps.values()) or before > 0.999 * after,
+        "similarity_identity": similarity["identity"],
+        "similarity_matched": similarity["matched"],
+        "identity_is_as_good": all(m.is_identity for m in found.maps.values())
+        or similarity["identity"] > 0.999 * similarity["matched"],
         "fixed_points": {name: _fixed_points(one) for name, one in found.maps.items()},
         "heads": {
             key: {"order": head.tolist(), "spectral": found.spectral[key].tolist() if key in found.spectral else None}
@@ -359,7 +368,7 @@ def _report(evidence: WeightEvidence, found: Found) -> dict[str, Any]:
         },
         "layers": {
             part: {when: cosine(one[name] for name in names) for when, one in products.items()}
-            for part, names in _by_part(evidence.names).items()
+            for part, names in _by_part(before).items()
         },
     }
 

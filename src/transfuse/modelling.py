@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -126,12 +125,10 @@ def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Modul
     Raises:
         Unavailable: the class cannot be built from this config here.
     """
-    import transformers
-
     dtype = next(t.dtype for t in state.values() if t.is_floating_point())
     built, model_class = _transformers_class(config)
     try:
-        with _quiet(transformers):
+        with quiet_transformers():
             model, info = model_class.from_pretrained(
                 None,
                 config=built,
@@ -203,8 +200,9 @@ def _transformers_inputs(config: Mapping[str, Any], draw: _Draw) -> dict[str, Te
     return inputs
 
 
-# What the config classes of newer transformers raise for values that do not go together: no ValueError.
-_BAD_CONFIG: type[Exception] = getattr(hub_errors, "StrictDataclassError", ValueError)
+# What the config classes of newer transformers raise for values that are of a wrong type or do not go together: no
+# ValueError.
+BAD_CONFIG: type[Exception] = getattr(hub_errors, "StrictDataclassError", ValueError)
 
 
 def _transformers_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -216,7 +214,7 @@ def _transformers_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
     try:
         plain = {key: value for key, value in config.items() if key not in ("axes", "prefix", "auto_map")}
         built = transformers.AutoConfig.for_model(**plain)
-    except (ValueError, TypeError, LookupError, AttributeError, _BAD_CONFIG) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, BAD_CONFIG) as error:
         raise Unavailable(f"transformers cannot read this config of model_type {model_type!r}: {error!r}") from error
     named = [_own_class(name) or getattr(transformers, name, None) for name in config.get("architectures") or ()]
     found = next((one for one in named if one is not None), None)
@@ -338,15 +336,16 @@ def _load(model: nn.Module, state: State) -> nn.Module:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Silences transformers' progress bars and advice; what matters is in the loading info."""
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars and advice; what matters when it loads is in the loading info."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            logging.enable_progress_bar()

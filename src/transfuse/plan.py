@@ -32,7 +32,7 @@ HEAD_KEYS = (
 
 
 # Heads whose rows are labels of a task.
-LABEL_HEAD = re.compile(r"(classifier|cls_classifier|distillation_classifier|pre_classifier|head|head_dist)\.")
+LABEL_HEAD = re.compile(r"(classifier|cls_classifier|distillation_classifier|pre_classifier|score|head|head_dist)\.")
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from .canonical import NO_FOLDING, norm_folding, rotatable_layout
+from .canonical import NO_FOLDING, Folding, map_tensor, norm_folding, rotatable_layout
 from .checkpoint import open_checkpoint
 from .errors import InputError
 from .layout import Layout, Space
 from .maps import Dense, Map, Maps, Orthogonal, PerHead, Permutation
 from .matching.procrustes import ones_complement
-from .models import ModelLike, open_models
-from .transport import transport
+from .models import ModelLike, Models, open_models
 from .writing import check_output, plan_like, write_checkpoint
 
 
@@ -109,38 +109,25 @@ def plant(
     place = Path(out)
     check_output(place, force=force)
     opened = open_models(like if like is not None else model, model)
-    tie_qkv = tie_qkv and group == "permutation"
-    source, target, layout = opened.source, opened.target, opened.layout.with_ties(tie_qkv=tie_qkv)
-    folding = norm_folding(opened.layout, [target]) if group == "rotation" else NO_FOLDING
-    if group == "rotation":
-        layout = rotatable_layout(layout, folding)
-        if not folding.rotatable:
-            raise InputError(
-                f"{target.checkpoint.location}: no stream of it can be rotated: a norm whose output is the "
-                "stream itself (post-norm, or a norm on the embeddings) has gains that differ, or a bias"
-            )
-    spaces = random_maps(layout, torch.Generator().manual_seed(seed), group=group)
-
-    def read(on_disk: str) -> torch.Tensor:
-        name, tensor = names[on_disk], target.checkpoint.tensor(on_disk)
-        if not tensor.is_floating_point():
-            return tensor
-        moved = transport(folding.fold(target, name, tensor.double()), layout.params[name], spaces)
-        return moved.to(tensor.dtype)
-
+    rotated, target = group == "rotation", opened.target
+    form, folding = _form(opened, group, tie_qkv=tie_qkv)
+    spaces = random_maps(form, torch.Generator().manual_seed(seed), group=group)
+    maps = Maps(
+        spaces,
+        family=form.family,
+        method="orthogonal" if rotated else "tied",
+        tie_qkv=tie_qkv and not rotated,
+        norms="folded" if rotated else "kept",
+        source=opened.source.checkpoint.fingerprint(),
+    )
     names = {on_disk: name for name, on_disk in target.disk.items()}
 
+    def read(on_disk: str) -> torch.Tensor:
+        moved = map_tensor(target, names[on_disk], form, spaces, torch.float64, folding)
+        return moved.to(target.dtype(names[on_disk]))
+
     def finish(folder: Path) -> dict[str, str]:
-        maps = Maps(
-            spaces,
-            family=layout.family,
-            method="orthogonal" if group == "rotation" else "tied",
-            tie_qkv=tie_qkv,
-            norms="folded" if group == "rotation" else "kept",
-            source=source.checkpoint.fingerprint(),
-            target=open_checkpoint(folder).fingerprint(),
-        )
-        maps.save(folder / PLANTED_MAPS)
+        replace(maps, target=open_checkpoint(folder).fingerprint()).save(folder / PLANTED_MAPS)
         return {}
 
     config = target.checkpoint.config
@@ -154,3 +141,20 @@ def plant(
         force=force,
     )
     return place
+
+
+def _form(models: Models, group: str, *, tie_qkv: bool) -> tuple[Layout, Folding]:
+    """The layout that maps are drawn for, and what has to be folded first.
+
+    Raises:
+        InputError: a rotation is asked for where no stream can be rotated.
+    """
+    if group != "rotation":
+        return models.layout.with_ties(tie_qkv=tie_qkv), NO_FOLDING
+    folding = norm_folding(models.layout, [models.target])
+    if not folding.rotatable:
+        raise InputError(
+            f"{models.target.checkpoint.location}: no stream of it can be rotated: a norm whose output is the "
+            "stream itself (post-norm, or a norm on the embeddings) has gains that differ, or a bias"
+        )
+    return rotatable_layout(models.layout.with_ties(), folding), folding

@@ -63,14 +63,14 @@ def forward(
     config: ReferenceConfig,
     state: Mapping[str, Tensor],
     ids: Tensor,
-    skips: Mapping[tuple[str, str], Map] | None = None,
+    skips: Mapping[str, Map] | None = None,
 ) -> Tensor:
     """Logits of the reference transformer.
 
     Args:
         state: weights, as from `random_state`.
         ids: (batch, tokens) int64.
-        skips: (space that comes in, space of the sum) -> the map on that skip; the identity where there is none.
+        skips: space that comes in -> the map on that skip (`skips.skips_of`); the identity where there is none.
 
     Returns:
         (batch, classes).
@@ -78,7 +78,7 @@ def forward(
     skips = skips or {}
 
     def skip(x: Tensor, junction: int) -> Tensor:
-        found = skips.get((f"stream.{junction}", f"stream.{junction + 1}"))
+        found = skips.get(f"stream.{junction}")
         return x if found is None else found.apply(x, -1)
 
     def norm(x: Tensor, name: str) -> Tensor:
@@ -94,12 +94,6 @@ def forward(
             x = norm(skip(x, first) + _attention(config, state, at, x), f"{at}norm1")
             x = norm(skip(x, first + 1) + _mlp(state, at, x), f"{at}norm2")
     return F.linear(norm(x, "norm").mean(1), state["head.weight"], state["head.bias"])
-
-
-def permuted_skips(maps: Mapping[str, Map], junctions: int) -> dict[tuple[str, str], Map]:
-    """The skips of the mapped model: I' = P_out P_in^-1 at each of `junctions` residual sums (eq. 12)."""
-    names = [(f"stream.{j}", f"stream.{j + 1}") for j in range(junctions)]
-    return {(into, out): maps[out] @ maps[into].inverse() for into, out in names}
 
 
 def _attention(config: ReferenceConfig, state: Mapping[str, Tensor], at: str, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .evaluate import LiveModel, Prepared, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
+from .evaluate import LiveModel, Prepared, Scores, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
 from .evaluate.data import Split
 from .maps import Maps
 from .methods import DEFAULT_METHOD
@@ -22,8 +22,6 @@ from .plan import output_config
 from .port import PortResult, port
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
-Scores = dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from .errors import InputError, TransfuseError
 from .evaluate.data import BaseModel, ConfigDict, Field, class_names, model_validator
 from .evaluate.inputs import Batch, Prepared, prepare
 from .evaluate.live import LiveModel, load_class, load_live, of_checkpoint
-from .evaluate.run import evaluate, loss_of, prepared_for, score_dict
+from .evaluate.run import Scores, evaluate, loss_of, prepared_for, score_dict
 from .evaluate.tasks import LANGUAGE, ZERO_SHOT, TaskSpec, ValidationError, validation_text
 from .initial import InitSpec, TokenizerSpec, initialise, save
 from .modelling import TEXT_CLASSIFIER
+from .plan import LABEL_HEAD
 from .writing import check_output
 
 __all__ = ["InitSpec", "TokenizerSpec", "TrainSpec", "fit", "initialise", "train", "train_spec"]
@@ -39,10 +40,8 @@ _AUTO = {
     "masked-lm": "AutoModelForMaskedLM",
     "causal-lm": "AutoModelForCausalLM",
 }
-_LABEL_HEAD = re.compile(r"(classifier|pre_classifier|cls_classifier|distillation_classifier|score|head|head_dist)\.")
 # What a body is often saved without: the heads of language models, and poolers.
 _NEW = re.compile(r"(cls|lm_head|predictions|generator_\w+|vocab_\w+|mlm\w*)\.|(.*\.)?pooler\.")
-_TEXT_TOWER = re.compile(r"(text_model|text_projection)\.")
 _LOGIT = re.compile(r"logit_(scale|bias)$")
 _HEAD_STD = 0.02
 _BETAS = (0.9, 0.999)
@@ -165,7 +164,7 @@ def train(
         "base": {"location": checkpoint.location, "fingerprint": checkpoint.fingerprint()},
         "spec": spec.model_dump(mode="json"),
         "steps": steps,
-        "examples": rows.examples,
+        "examples": len(rows),
         "loss": loss,
         "validation": _validate(live, spec, data_dir),
     }
@@ -175,7 +174,7 @@ def train(
     return {**report, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _validate(live: LiveModel, spec: TrainSpec, data_dir: Path | None) -> dict[str, float] | None:
+def _validate(live: LiveModel, spec: TrainSpec, data_dir: Path | None) -> Scores | None:
     data = spec.task.data
     if data.validation is None and not data.validation_share:
         return None
@@ -200,11 +199,11 @@ def _start(checkpoint: Checkpoint, spec: TrainSpec, data_dir: Path | None, devic
     if kind not in LANGUAGE:
         classes = class_names(spec.task.data, data_dir)
         if config["architectures"] != checkpoint.config.get("architectures") or not _same_labels(config, classes):
-            state = {name: tensor for name, tensor in state.items() if not _LABEL_HEAD.match(name)}
+            state = {name: tensor for name, tensor in state.items() if not LABEL_HEAD.match(name)}
             config = _with_labels(config, classes)
     model, loading = load_class(checkpoint.location, config, state)
     new = loading.missing | loading.mismatched
-    if lacking := sorted(name for name in new if not (_LABEL_HEAD.match(name) or _NEW.match(name))):
+    if lacking := sorted(name for name in new if not (LABEL_HEAD.match(name) or _NEW.match(name))):
         raise InputError(f"{checkpoint.location}: it lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}")
     _draw_new(model, new, torch.Generator().manual_seed(spec.seed))
     return of_checkpoint(checkpoint, model.to(device), config)
@@ -267,14 +266,14 @@ def fit(live: LiveModel, spec: TrainSpec, rows: Prepared, *, progress: bool = Fa
     """
     trained = _freeze(live.model, spec)
     rows = _fixed_inputs(live, spec, rows)
-    size = min(spec.batch_size, rows.examples)
-    steps = spec.steps or max(1, round((spec.epochs or 0) * (rows.examples // size)))
+    size = min(spec.batch_size, len(rows))
+    steps = spec.steps or max(1, round((spec.epochs or 0) * (len(rows) // size)))
     optimizer = _optimizer(trained, spec)
     generator = torch.Generator().manual_seed(spec.seed)
     losses: list[Tensor] = []
     bar = tqdm(range(steps), desc="training", unit="step", disable=not progress)
     with _training(live, spec.seed):
-        for step, index in zip(bar, _orders(rows.examples, size, generator), strict=False):
+        for step, index in zip(bar, _orders(len(rows), size, generator), strict=False):
             batch = _augmented(rows.batch(index, generator), spec.augment, generator)
             loss = loss_of(live, spec.task, batch)
             optimizer.zero_grad()
@@ -308,10 +307,10 @@ def _freeze(model: nn.Module, spec: TrainSpec) -> dict[str, nn.Parameter]:
             raise InputError(
                 f"freeze: {pattern.pattern!r} finds no parameter of {type(model).__name__}, such as {names[0]}"
             )
-    if spec.task.kind == ZERO_SHOT and not spec.train_text:
-        patterns += [_TEXT_TOWER, _LOGIT]
+    images_only = spec.task.kind == ZERO_SHOT and not spec.train_text
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(pattern.search(name) for pattern in patterns))
+        frozen = images_only and (is_of_text_tower(name) or _LOGIT.search(name))
+        parameter.requires_grad_(not frozen and not any(pattern.search(name) for pattern in patterns))
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise InputError("freeze: nothing is left to train")
@@ -320,7 +319,7 @@ def _freeze(model: nn.Module, spec: TrainSpec) -> dict[str, nn.Parameter]:
 
 def _fixed_inputs(live: LiveModel, spec: TrainSpec, rows: Prepared) -> Prepared:
     """Class prototypes are computed once where the text tower is frozen."""
-    frozen = not any(p.requires_grad for name, p in live.model.named_parameters() if _TEXT_TOWER.match(name))
+    frozen = not any(p.requires_grad for name, p in live.model.named_parameters() if is_of_text_tower(name))
     return prepared_for(live, spec.task, rows) if spec.task.kind == ZERO_SHOT and frozen else rows
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .binding import bind
-from .canonical import NO_FOLDING, Folding, norm_folding
+from .canonical import NO_FOLDING, Folding, map_state, norm_folding
 from .layout import Layout
 from .layouts import FAMILIES
 from .maps import Map, Maps
 from .modelling import Around, Unavailable, build_runner, seeded_inputs
 from .models import Model
 from .planted import random_maps
-from .reference import ReferenceConfig, forward, permuted_skips, random_state
+from .reference import ReferenceConfig, forward, random_state
 from .skips import memory_names, needed_skips, permuted_skips_of, takes_skips
 from .transport import transport
 
@@ -52,19 +52,6 @@ class Equivalence:
 
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
-
-
-def map_state(
-    model: Model, layout: Layout, maps: Mapping[str, Map], dtype: torch.dtype, folding: Folding = NO_FOLDING
-) -> dict[str, Tensor]:
-    """All tensors of a model, folded if asked for, carried by maps, by on-disk name; integer buffers stay."""
-    state = {}
-    for name, on_disk in model.disk.items():
-        tensor = model.checkpoint.tensor(on_disk)
-        if tensor.is_floating_point():
-            tensor = transport(folding.fold(model, name, tensor.to(dtype)), layout.params[name], maps)
-        state[on_disk] = tensor.contiguous()
-    return state
 
 
 def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0, double: bool = False) -> Equivalence:
@@ -110,7 +97,7 @@ def _check_real(
         expected = _outputs(build_runner(kind, config, plain, prefix, optional)(inputs))
         if "src" in inputs:  # a bare stack's input is in the stream
             inputs = {"src": transport(inputs["src"], layout.outputs["output"], maps.spaces)}
-        skips = _skips(layout, maps, config) if needed_skips(maps) else None
+        skips = _skips(layout, maps, config) if maps.streams == "junction" else None
         found = build_runner(kind, config, moved, prefix, optional, skips)(inputs)
     except Unavailable as error:
         return Equivalence("", None, (), str(dtype), True, None, str(error))
@@ -179,8 +166,7 @@ def reference_error(config: ReferenceConfig, maps: Maps, seed: int = 0) -> float
     shapes = {name: tuple(t.shape) for name, t in state.items()}
     layout = bind(FAMILIES["reference"], shapes, config.as_dict()).with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
     moved = {name: transport(t, layout.params[name], maps.spaces) for name, t in state.items()}
-    skips = permuted_skips(maps.spaces, 2 * config.layers) if takes_skips(maps) else {}
-    expected, found = forward(config, state, ids), forward(config, moved, ids, skips)
+    expected, found = forward(config, state, ids), forward(config, moved, ids, needed_skips(maps))
     return relative_error({"logits": expected}, {"logits": found})
 
 

@@ -22,7 +22,7 @@ from ..maps import Maps
 from ..methods import METHODS
 from ..port import PortResult, port
 from ..recipe import FINE_TUNING, ORACLE, FewShotSpec, InterpolationSpec, MethodSpec, TransportSpec
-from ..refine.scale import few_shot_tune, learn_scales, parts_of
+from ..refine.scale import alphas_by_output, few_shot_tune, learn_scales
 from ..sweep import Blend, blend_of, choose_alpha, live_of, support_state
 from .alignments import describe, find_maps
 from .cells import Cell, Done, Unfinished
@@ -32,7 +32,7 @@ from .workbench import Workbench
 
 log = logging.getLogger("transfuse.bench")
 
-FORMAT = 1
+FORMAT = 2  # raised when what a record holds means something else
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,7 @@ class Regime:
             options = {"per": spec.per, "steps": spec.steps, "lr": spec.lr, "seed": self.seed}
             learned = learn_scales(live, blend, about, rows, **options)
             test = self.bench.scores(live, learned.state, about, "test")
-            parts = parts_of(blend, spec.per)
-            alphas = {out: learned.alphas[parts[out]] if out in parts else 0.0 for out in blend.update}
+            alphas = alphas_by_output(blend, learned.alphas, spec.per)
             support = self._on_support(spec, result, blend, alphas, "test")
             return FewShot(
                 self.seed, self.label, task, method.label, shots, test, support, learned.alphas, learned.losses

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from ..checkpoint import open_checkpoint
 from ..convert import convert
 from ..errors import InputError
-from ..evaluate.data import DataSpec
+from ..evaluate.data import DataSpec, data_place
 from ..initial import initialise
 from ..planted import plant
 from ..recipe import ConvertSpec, ModelSpec, Recipe, stated
@@ -209,14 +209,6 @@ def data_specs(spec: Any) -> Iterator[DataSpec]:
     elif isinstance(spec, list | tuple):
         for one in spec:
             yield from data_specs(one)
-
-
-def data_place(spec: DataSpec, data_dir: Path | None) -> Path | None:
-    """The local file or folder of a data set; None: it comes from the hub."""
-    places = [Path(spec.path).expanduser()]
-    if data_dir is not None:
-        places = [*([data_dir / spec.local] if spec.local else []), *places, data_dir / spec.path]
-    return next((place for place in places if place.exists()), None)
 
 
 def data_fingerprint(spec: DataSpec, data_dir: Path | None) -> str:

@@ -14,12 +14,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..errors import InputError
-from ..evaluate.data import DataSpec, Split, load_split
+from ..evaluate.data import DataSpec, Split, data_place, load_split
 from ..evaluate.tasks import LANGUAGE, ZERO_SHOT, TaskSpec
 from ..initial import InitSpec, TokenizerSpec
 from ..recipe import FewShotSpec, InterpolationSpec, Limits, ModelSpec, Recipe, TransportSpec
 from ..train import TrainSpec
-from .store import data_place
 
 ROWS = 24
 STEPS = 2

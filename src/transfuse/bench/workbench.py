@@ -14,21 +14,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoint, open_checkpoint
-from ..evaluate import LiveModel, Prepared, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
+from ..checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint, open_checkpoint
+from ..evaluate import LiveModel, Prepared, Scores, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
 from ..evaluate.data import Split
 from ..recipe import Recipe, Section, parse_recipe, stated
 from .cells import CellStore
 from .store import ModelStore, data_fingerprint
 
 Value = TypeVar("Value")
-Scores = dict[str, float]
 
 _OPENED, _LIVE, _PREPARED, _SCORES = 16, 4, 16, 4096
-_PROCESSORS = (
-    "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-    "vocab.json", "merges.txt", "spiece.model", "special_tokens_map.json", "added_tokens.json",
-)  # fmt: skip
 _LABELS = ("id2label", "label2id", "num_labels", "_name_or_path", "transformers_version")
 
 
@@ -146,7 +141,7 @@ def _processors(live: LiveModel) -> str:
 def _processor_files(location: str) -> str:
     found = hashlib.blake2b(digest_size=16)
     folder = open_checkpoint(location).companions
-    for name in _PROCESSORS if folder is not None else ():
+    for name in (*PROCESSOR_FILES, *TOKENIZER_FILES) if folder is not None else ():
         if (file := Path(folder or ".") / name).is_file():
             found.update(name.encode() + file.read_bytes())
     return found.hexdigest()

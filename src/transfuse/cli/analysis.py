@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from .analysis_text import interpolate_text, merge_text, scale_text, sweep_text
-from .common import (
-    MODELS,
-    RUN_MODELS,
-    Command,
-    app,
+from .common import MODELS, RUN_MODELS, Command, app, print_report, set_up
+from .options import (
     common,
+    double_option,
+    maps_option,
     matching,
     null_trials_option,
-    options_of,
-    print_report,
-    set_up,
+    output_options,
+    split_option,
+    task_options,
+    verify_option,
 )
-
-task_options = options_of(
-    click.option("--task", required=True, metavar="YAML|JSON", help="The task: a file, or JSON text."),
-    click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Where the task's `local` data folder lies.",
-    ),
-    click.option("--limit", type=click.IntRange(min=1), help="At most so many rows of a split."),
-)
-maps_option = click.option("--maps", metavar="FILE", help="Maps from `transfuse match` of the same two bases.")
-verify_option = click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Check the maps, and what is written."
-)
-
-
-def output_options(*, required: bool) -> Callable[[Any], Any]:
-    return options_of(
-        click.option("-o", "--out", required=required, type=click.Path(path_type=Path), help="The folder to write."),
-        click.option("--force", is_flag=True, help="Replace an existing output."),
-    )
 
 
 @app.command(
@@ -58,7 +34,7 @@ def output_options(*, required: bool) -> Callable[[Any], Any]:
 @click.argument("source")
 @click.argument("target")
 @task_options
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@split_option
 @click.option("--points", type=click.IntRange(min=2), default=11, show_default=True, help="Points on the line.")
 @click.option(
     "--skips",
@@ -72,7 +48,7 @@ def interpolate(source: str, target: str, task: str, points: int, **options: Any
     from ..evaluate.tasks import load_task
     from ..interpolate import interpolate as run
 
-    as_json, rest = _set_up(options)
+    as_json, rest = set_up(options)
     lambdas = [i / (points - 1) for i in range(points)]
     curves = run(source, target, load_task(task), lambdas=lambdas, **rest)
     print_report(_strict({"curves": [curve.as_dict() for curve in curves]}), as_json, interpolate_text)
@@ -91,7 +67,7 @@ def interpolate(source: str, target: str, task: str, points: int, **options: Any
 @click.argument("tuned")
 @click.argument("target")
 @task_options
-@click.option("--support", metavar="YAML|JSON", help="Another task: what the task vector does to it.")
+@click.option("--support", metavar="TASK", help="Another task: what the task vector does to it.")
 @click.option("--alphas", metavar="A,B,...", help="Scales to try; default 0.1 to 1 in tenths.")
 @click.option("--choose-on", type=click.Choice(["validation", "test"]), default="validation", show_default=True)
 @click.option("--allow-test", is_flag=True, help="Choose on test data all the same; the test score then says nothing.")
@@ -107,7 +83,7 @@ def sweep(
     from ..sweep import ALPHAS
     from ..sweep import sweep as run
 
-    as_json, rest = _set_up(options)
+    as_json, rest = set_up(options)
     found = run(
         source,
         tuned,
@@ -151,7 +127,7 @@ def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> No
     from ..evaluate.tasks import load_task
     from ..refine.scale import scale as run
 
-    as_json, rest = _set_up(options)
+    as_json, rest = set_up(options)
     result = run(source, tuned, target, load_task(task), **rest)
     report = {"out": None if result.out is None else str(result.out), **result.report}
     print_report(_strict(report), as_json, scale_text)
@@ -168,11 +144,11 @@ def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> No
 @click.argument("source")
 @click.argument("tuned", nargs=-1, required=True)
 @click.argument("target")
-@output_options(required=True)
+@output_options()
 @click.option("--how", type=click.Choice(["sum", "mean", "ties", "dare"]), default="sum", show_default=True)
 @click.option("--density", type=float, help="Share of entries that ties and dare keep; default 0.2 and 0.1.")
 @click.option("--alpha", default=1.0, show_default=True, help="Scale of the merged task vector.")
-@click.option("--double", is_flag=True, help="Check in float64.")
+@double_option
 @maps_option
 @verify_option
 @null_trials_option(1)
@@ -181,17 +157,9 @@ def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> No
 def merge(source: str, tuned: tuple[str, ...], target: str, **options: Any) -> None:
     from ..merge import merge as run
 
-    as_json, rest = _set_up(options)
+    as_json, rest = set_up(options)
     result = run(source, target, tuned, **rest)
     print_report({"out": str(result.out), **result.report}, as_json, merge_text)
-
-
-def _set_up(options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """`set_up`, where maps and a method cannot both be given."""
-    explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
-    if options["maps"] and explicit:
-        raise click.UsageError("--maps brings its method along; leave out --method")
-    return set_up(options)
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""What all commands share: the group, help with examples, common options, how reports are printed."""
+"""What all commands share: the group, help with examples, how reports are printed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .. import __version__
 from ..errors import TransfuseError
@@ -51,56 +52,6 @@ class Group(click.Group):
             ctx.exit(error.exit_code)
 
 
-def options_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def decorate(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-common = options_of(
-    click.option("--family", metavar="NAME", help="Layout family, if the config does not say it."),
-    click.option(
-        "--config", metavar="JSON|FILE", help="Added to the models' configs (head counts, axes of extra tensors)."
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr."),
-    click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
-)
-
-
-def null_trials_option(default: int) -> Callable[[Any], Any]:
-    said = "Shuffled targets of each kind in the null test; 0: none."
-    return click.option("--null-trials", type=click.IntRange(min=0), default=default, show_default=True, help=said)
-
-
-matching = options_of(
-    click.option("--method", default="tied", show_default=True, help="See `transfuse methods`."),
-    click.option(
-        "--seed",
-        type=click.IntRange(0, 2**62),
-        default=0,
-        show_default=True,
-        help="Of restarts, the null test and the random control.",
-    ),
-    click.option(
-        "--restarts",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Further climbs in random order; the best is taken.",
-    ),
-    click.option("--max-sweeps", type=click.IntRange(min=1), default=100, show_default=True),
-    click.option(
-        "--tie-qkv/--split-qkv", default=None, help="One inner map for q, k, v of a head; default: the method's."
-    ),
-    click.option("--spectra-output", is_flag=True, help="Head spectra include the output projection (authors' code)."),
-    click.option("--device", default="cpu", show_default=True, help="Where products are computed."),
-)
-
-
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version")
 def app() -> None:
@@ -108,7 +59,14 @@ def app() -> None:
 
 
 def set_up(options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Logging and progress from the common options; the rest is passed on."""
+    """Logging and progress from the options of `reporting`; the rest is passed on.
+
+    Raises:
+        click.UsageError: maps and a method are given.
+    """
+    explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
+    if options.get("maps") and explicit:
+        raise click.UsageError("--maps brings its method along; leave out --method")
     quiet, verbose = options.pop("quiet"), options.pop("verbose")
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .common import Command, app, print_report
+from .options import json_option, output_options
 
 
 @app.command(
@@ -22,11 +23,10 @@ from .common import Command, app, print_report
     """,
 )
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@output_options()
 @click.option("--tokenizer", metavar="MODEL", help="Whose tokenizer to take where MODEL has none.")
 @click.option("--tower", type=click.Choice(["text"]), help="This tower with its projection alone.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@json_option
 def convert(model: str, out: Path, as_json: bool, **options: Any) -> None:
     from ..convert import convert as run
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from .common import Command, app, options_of, print_report, set_up
+from .common import Command, app, print_report, set_up
+from .options import options_of, output_options, reporting, split_option, task_options
 
 _TASK = """
 
@@ -18,16 +19,10 @@ a data set with a key `local` is taken from that folder under --data-dir where i
 """
 
 _running = options_of(
-    click.option("--task", required=True, metavar="TASK", help="What to measure: a file, or JSON text."),
-    click.option(
-        "--data-dir", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Where local data sets lie."
-    ),
-    click.option("--limit", type=click.IntRange(min=1), help="At most so many rows, chosen by the seed."),
+    task_options,
     click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of every random choice."),
     click.option("--device", default="cpu", show_default=True, help="Where the model runs."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr."),
-    click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
+    reporting,
 )
 
 
@@ -42,9 +37,7 @@ _running = options_of(
     """,
 )
 @click.argument("model")
-@click.option(
-    "--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True, help="Which rows."
-)
+@split_option
 @_running
 def evaluate(model: str, task: str, split: Any, data_dir: Path | None, **options: Any) -> None:
     from ..evaluate import evaluate as run
@@ -72,8 +65,7 @@ def evaluate(model: str, task: str, split: Any, data_dir: Path | None, **options
     """,
 )
 @click.argument("base")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@output_options()
 @click.option("--epochs", type=float, help="How long; or --steps.  [default: 3 epochs]")
 @click.option("--steps", type=int)
 @click.option("--batch-size", type=int, default=128, show_default=True)

@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ..errors import InputError
-from .common import MODELS, Command, app, common, matching, null_trials_option, print_report, set_up
+from .common import MODELS, Command, app, print_report, set_up
+from .options import (
+    common,
+    double_option,
+    json_option,
+    maps_option,
+    matching,
+    null_trials_option,
+    output_options,
+    quiet_option,
+    verify_option,
+)
 from .text import equivalence_text, inspect_text, match_text, methods_text, port_text
 
 
@@ -47,8 +57,7 @@ def inspect(source: str, tuned: str | None, target: str | None, **options: Any) 
 )
 @click.argument("source")
 @click.argument("target")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The maps file to write.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@output_options(what="maps file")
 @null_trials_option(1)
 @matching
 @common
@@ -85,12 +94,11 @@ def match(source: str, target: str, out: Path, force: bool, null_trials: int, **
 @click.argument("source")
 @click.argument("tuned")
 @click.argument("target")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The folder to write.")
+@output_options(required=False)
 @click.option("--alpha", default=1.0, show_default=True, help="Scale of the task vector.")
-@click.option("--maps", metavar="FILE", help="Maps from `transfuse match` of the same two bases.")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Check the maps and the output.")
-@click.option("--double", is_flag=True, help="Check in float64.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@maps_option
+@verify_option
+@double_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; match and write nothing.")
 @null_trials_option(1)
 @matching
@@ -101,9 +109,6 @@ def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, 
     as_json, rest = set_up(options)
     if out is None and not dry_run:
         raise click.UsageError("give the folder to write with -o, or --dry-run")
-    explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
-    if options["maps"] and explicit:
-        raise click.UsageError("--maps brings its method along; leave out --method")
     started = time.monotonic()
     result = run(source, tuned, target, out=out, dry_run=dry_run, **rest)
     if out is not None and not dry_run and rest["progress"]:
@@ -121,7 +126,7 @@ def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, 
 )
 @click.argument("source")
 @click.argument("maps")
-@click.option("--double", is_flag=True, help="Compute in float64.")
+@double_option
 @click.option("--seed", default=0, show_default=True, help="Of the inputs.")
 @common
 def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> None:
@@ -149,7 +154,7 @@ def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> N
     transfuse methods --json
     """,
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@json_option
 def methods(as_json: bool) -> None:
     from dataclasses import asdict
 
@@ -167,8 +172,8 @@ def methods(as_json: bool) -> None:
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no messages.")
+@json_option
+@quiet_option
 def demo(out: Path, seed: int, as_json: bool, quiet: bool) -> None:
     from ..demo import run_demo
 

@@ -3,7 +3,7 @@
 from .data import DataSpec, class_names, few_shot, load_split
 from .inputs import Prepared, prepare, prepare_rows
 from .live import LiveModel, load_live, module_params, with_state
-from .run import Score, evaluate, loss_of, score_dict
+from .run import Score, Scores, evaluate, loss_of, score_dict
 from .tasks import TaskSpec, load_task
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "LiveModel",
     "Prepared",
     "Score",
+    "Scores",
     "TaskSpec",
     "class_names",
     "evaluate",

@@ -98,6 +98,15 @@ class DataSpec(BaseModel):
         return self
 
 
+def data_place(spec: DataSpec, data_dir: Path | None) -> Path | None:
+    """The local file or folder of a data set; None: there is none, it can only come from the hub."""
+    path = Path(spec.path).expanduser()
+    places = [path] if data_dir is None else [path, data_dir / path]
+    if data_dir is not None and spec.local is not None:
+        places.insert(0, data_dir / spec.local)
+    return next((place for place in places if place.exists()), None)
+
+
 def load_split(
     spec: DataSpec, split: Split, *, data_dir: Path | None = None, limit: int | None = None, seed: int = 0
 ) -> Dataset:
@@ -196,7 +205,9 @@ def few_shot(dataset: Dataset, k: int, seed: int) -> Dataset:
 
 def _read(spec: DataSpec, split: str, data_dir: Path | None) -> Dataset:
     """One split as it is stored."""
-    place = _place(spec, data_dir)
+    place = data_place(spec, data_dir)
+    if place is None:
+        _check_hub_id(spec)
     datasets = need("datasets")
     with _no_bars(datasets):
         if place is None:
@@ -213,16 +224,9 @@ def _read(spec: DataSpec, split: str, data_dir: Path | None) -> Dataset:
             raise InputError(f"data set {spec.path}, {files[0]}: cannot be read as {kind}: {_line(cause)}") from error
 
 
-def _place(spec: DataSpec, data_dir: Path | None) -> Path | None:
-    """The local file or folder; None: it is on the hub."""
-    path = Path(spec.path).expanduser()
-    places = [path] if data_dir is None else [path, data_dir / path]
-    if data_dir is not None and spec.local is not None:
-        places.insert(0, data_dir / spec.local)
-    found = next((place for place in places if place.exists()), None)
-    if found is None and (not _HUB_ID.fullmatch(spec.path) or path.suffix in _BUILDERS):
+def _check_hub_id(spec: DataSpec) -> None:
+    if not _HUB_ID.fullmatch(spec.path) or Path(spec.path).suffix in _BUILDERS:
         raise InputError(f"data set {spec.path}: no such file or folder here, and not a hub id (org/name)")
-    return found
 
 
 def _read_hub(datasets: Any, spec: DataSpec, split: str) -> Dataset:

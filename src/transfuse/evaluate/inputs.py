@@ -59,11 +59,6 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def examples(self) -> int:
-        """Number of rows."""
-        return len(self.rows)
-
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
         """All rows once, always in the same order; `labels` are among the tensors."""
         for index in torch.arange(len(self)).split(batch_size or self.batch_size):

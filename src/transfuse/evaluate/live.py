@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import PROCESSOR_FILES, TOKENIZER_CONFIG, VOCABULARY_FILES, Checkpoint, open_checkpoint
 from ..errors import InputError
-from ..modelling import Loading, Unavailable, load_transformers
+from ..modelling import Loading, Unavailable, load_transformers, quiet_transformers
+from ..plan import LABEL_HEAD
 
 State = Mapping[str, Tensor]
 
-_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 _FIRST = 1000
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,8 @@ def _build(location: str, config: Mapping[str, Any], state: State, device: Any, 
             f"{location}: the checkpoint {fault} {kind}: {_some(loading.missing or loading.mismatched)}. A base model "
             "has no trained head: give a fine-tuned model, or train the head first (transfuse finetune)"
         )
-    if lost := [name for name in loading.unexpected if _is_head(name)]:
+    # Without a word only poolers and language model heads may go.
+    if lost := [name for name in loading.unexpected if LABEL_HEAD.match(name)]:
         raise InputError(f"{location}: {kind} has no place for {_some(lost)}; its config names another architecture")
     return model.to(device)
 
@@ -167,14 +166,9 @@ def load_class(location: str, config: Mapping[str, Any], state: State) -> tuple[
     except Unavailable as error:
         raise InputError(f"{location}: {error}") from error
     if getattr(model, "_supports_sdpa", False) and hasattr(model, "set_attn_implementation"):
-        with _quiet():
+        with quiet_transformers():
             model.set_attn_implementation("sdpa")  # type: ignore[operator]
     return model.eval(), loading
-
-
-def _is_head(name: str) -> bool:
-    """A label head that would be dropped in silence; poolers and language model heads may go."""
-    return name.split(".")[0] in ("classifier", "score", "pre_classifier")
 
 
 def _some(names: Any) -> str:
@@ -209,7 +203,7 @@ def _sees(model: Any) -> bool:
 
 
 def _image_processor(folder: Path | None, location: str) -> Any:
-    if folder is None or not any((folder / name).exists() for name in _IMAGE_FILES):
+    if folder is None or not any((folder / name).exists() for name in PROCESSOR_FILES):
         return None
     import transformers
 
@@ -217,32 +211,20 @@ def _image_processor(folder: Path | None, location: str) -> Any:
     version = int(transformers.__version__.split(".")[0])
     choice: dict[str, Any] = {"backend": "pil"} if version >= 5 else {"use_fast": False}
     try:
-        with _quiet():
+        with quiet_transformers():
             return transformers.AutoImageProcessor.from_pretrained(str(folder), trust_remote_code=False, **choice)
     except (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError) as error:
         raise InputError(f"{location}: its image processor cannot be loaded: {error}") from error
 
 
 def _tokenizer(folder: Path | None, location: str) -> Any:
-    if folder is None or not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    signs = (*VOCABULARY_FILES, TOKENIZER_CONFIG)  # tokenizers of bytes have no vocabulary
+    if folder is None or not any((folder / name).exists() for name in signs):
         return None
     import transformers
 
     try:
-        with _quiet():
+        with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError) as error:
         raise InputError(f"{location}: its tokenizer cannot be loaded: {error}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' advice on backends."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

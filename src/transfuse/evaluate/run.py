@@ -20,6 +20,7 @@ from .live import LiveModel
 from .tasks import LANGUAGE, ZERO_SHOT, TaskSpec
 
 Params = Mapping[str, Tensor] | None
+Scores = dict[str, float]  # metric -> value
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ def evaluate(live: LiveModel, task: TaskSpec, prepared: Prepared, *, progress: b
         found = _class_scores(live, task, prepared, progress)
     if task.primary not in found:
         raise InputError(f"metric {task.primary!r} does not exist for tasks of kind {task.kind}")
-    return [*(Score(name, value) for name, value in found.items()), Score("examples", float(prepared.examples))]
+    return [*(Score(name, value) for name, value in found.items()), Score("examples", float(len(prepared)))]
 
 
-def score_dict(scores: Sequence[Score]) -> dict[str, float]:
-    """The same by name."""
+def score_dict(scores: Sequence[Score]) -> Scores:
+    """Scores by name."""
     return {one.metric: one.value for one in scores}
 
 
@@ -155,7 +156,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 
 
 @torch.no_grad()
-def _class_scores(live: LiveModel, task: TaskSpec, prepared: Prepared, progress: bool) -> dict[str, float]:
+def _class_scores(live: LiveModel, task: TaskSpec, prepared: Prepared, progress: bool) -> Scores:
     prepared = prepared_for(live, task, prepared)
     logits, labels = [], []
     for batch in _bar(prepared, progress):
@@ -194,7 +195,7 @@ def _sklearn_score(metric: str, truth: Tensor, guess: Tensor, classes: int) -> f
 
 
 @torch.no_grad()
-def _language_scores(live: LiveModel, task: TaskSpec, prepared: Prepared, progress: bool) -> dict[str, float]:
+def _language_scores(live: LiveModel, task: TaskSpec, prepared: Prepared, progress: bool) -> Scores:
     total, tokens = 0.0, 0.0
     for batch in _bar(prepared, progress):
         losses, count = _token_losses(live, task, _to(batch, live.device), None)
@@ -240,5 +241,5 @@ def _head_only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
 
 
 def _bar(prepared: Prepared, progress: bool) -> Any:
-    total = math.ceil(prepared.examples / prepared.batch_size)
+    total = math.ceil(len(prepared) / prepared.batch_size)
     return tqdm(prepared.batches(), total=total, desc="evaluating", unit="batch", disable=not progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..card import model_card
+from ..convert import is_of_text_tower
 from ..errors import InputError, TransfuseError
 from ..evaluate import (
     LiveModel,
@@ -125,13 +126,13 @@ def learn_scales(
         losses.append(found.item())
     values = alphas.detach().tolist()
     learned = {part: values[i] for part, i in order.items()}
-    return ScaleResult(learned, scaled_state(blend, learned, per), tuple(losses))
+    return ScaleResult(learned, blend.state(alphas_by_output(blend, learned, per)), tuple(losses))
 
 
-def scaled_state(blend: Blend, alphas: Mapping[str, float], per: Per) -> dict[str, Tensor]:
-    """The weights at alphas by part."""
+def alphas_by_output(blend: Blend, alphas: Mapping[str, float], per: Per) -> dict[str, float]:
+    """Alphas by part as alphas by output name: what `Blend.state` takes; 0 for tensors that do not change."""
     parts = parts_of(blend, per)
-    return blend.state({out: alphas[parts[out]] if out in parts else 0.0 for out in blend.update})
+    return {out: alphas[parts[out]] if out in parts else 0.0 for out in blend.update}
 
 
 def few_shot_tune(
@@ -171,7 +172,7 @@ class ScaledTensors(PortedTensors):
 
     def delta(self, name: str) -> Tensor:
         """The task vector of one tensor in the coordinates of target, times its scale."""
-        return self.scales.get(name, 0.0) * self.whole.delta(name)
+        return self.scales[name] * self.whole.delta(name)
 
 
 def scale(
@@ -226,9 +227,7 @@ def scale(
     _check(per, steps, lr)
     place = None if out is None else Path(out)
     if place is not None:
-        check_output(place, force=force)
-        opened = open_models(source, target, tuned, family=family, config=config, need_layout=False)
-        refuse_inputs(opened, place, maps)
+        _check_place(place, (source, tuned, target), maps, family, config, force=force)
     known = {"family": family, "config": config, "method": method, "maps": maps}
     common = {"seed": seed, "device": device, "progress": progress}
     result = port(source, tuned, target, verify=verify, **known, **common, **options)
@@ -237,28 +236,45 @@ def scale(
     examples = prepare(task, "train", live, data_dir=data_dir, shots=shots, seed=seed)
     learn: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
     found = learn_scales(live, blend, task, examples, per=per, lr=lr, init=init, **learn)
-    lives = {
+    lives = _compared(live, blend, found)
+    if baseline_lr is not None:
+        lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=baseline_lr, **learn)
+    rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
+    asked = {"shots": shots, "per": per, "steps": steps, "lr": lr, "init": init, "baseline_lr": baseline_lr}
+    learned = {"examples": len(examples), "alphas": found.alphas, "losses": list(found.losses)}
+    test = {name: score_dict(evaluate(one, task, rows)) for name, one in lives.items()}
+    scaled = replace(
+        result,
+        report=result.report | {"scale": {**asked, **learned, "test": test}},
+        out=place,
+        tensors=_scaled_tensors(result, blend, found, per),
+    )
+    if place is not None:
+        write_port(scaled, place, card=partial(_card, per=per), verify=verify, force=force, progress=progress)
+    return scaled
+
+
+def _check_place(
+    place: Path, models: Sequence[ModelLike], maps: Any, family: str | None, config: ConfigLike, *, force: bool
+) -> None:
+    """Says whether the result can be written, before anything is matched."""
+    check_output(place, force=force)
+    source, tuned, target = models
+    refuse_inputs(open_models(source, target, tuned, family=family, config=config, need_layout=False), place, maps)
+
+
+def _compared(live: LiveModel, blend: Blend, found: ScaleResult) -> dict[str, LiveModel]:
+    """The models that are scored beside each other."""
+    return {
         "zero-shot": with_state(live, blend.zero_shot()),
         "alpha-1": live,
         "scaled": with_state(live, found.state),
     }
-    if baseline_lr is not None:
-        lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=baseline_lr, **learn)
-    rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
-    about = {
-        "shots": shots,
-        "examples": len(examples),
-        **{"per": per, "steps": steps, "lr": lr, "init": init, "baseline_lr": baseline_lr},
-        "alphas": found.alphas,
-        "losses": list(found.losses),
-        "test": {name: score_dict(evaluate(one, task, rows)) for name, one in lives.items()},
-    }
-    scales = {blend.names[name]: found.alphas[part] for name, part in parts_of(blend, per).items()}
-    tensors = ScaledTensors(result.tensors, scales)
-    scaled = replace(result, report=result.report | {"scale": about}, out=place, tensors=tensors)
-    if place is not None:
-        write_port(scaled, place, card=partial(_card, per=per), verify=verify, force=force, progress=progress)
-    return scaled
+
+
+def _scaled_tensors(result: PortResult, blend: Blend, found: ScaleResult, per: Per) -> ScaledTensors:
+    alphas = alphas_by_output(blend, found.alphas, per)
+    return ScaledTensors(result.tensors, {blend.names[out]: alpha for out, alpha in alphas.items()})
 
 
 def _card(models: Models, report: Mapping[str, Any], *, per: Per) -> str:
@@ -268,7 +284,7 @@ def _card(models: Models, report: Mapping[str, Any], *, per: Per) -> str:
 def _fixed(live: LiveModel, task: TaskSpec, prepared: Prepared, parts: Mapping[str, str], blend: Blend) -> Prepared:
     """Examples with all that the alphas do not change: class prototypes too, unless the text tower moves."""
     moving = {name for name, stored in live.stored_names.items() if stored in parts}
-    if task.kind == ZERO_SHOT and any(name.startswith(("text_model.", "text_projection.")) for name in moving):
+    if task.kind == ZERO_SHOT and any(is_of_text_tower(name) for name in moving):
         return prepared
     return prepared_for(with_state(live, blend.state(0.0)), task, prepared)
 

@@ -255,8 +255,7 @@ def _curve_grid(
             zero = score_of(picked(look.find(ZeroShot, task=task), base), metric)
             if zero is not None:
                 panel.axhline(zero.mean, color="#444444", linestyle="--", linewidth=1)
-            panel.set_title(f"{regime.label} · {task}\n", loc="left")
-            _subtitle(panel, regime)
+            _regime_title(panel, regime, f" · {task}")
             panel.set_ylabel(_unit_label(metric) if panel is panels[0] else "")
     for panel in grid[-1]:
         panel.set_xlabel("examples a class" if section.kind == "fewshot" else "alpha")
@@ -297,8 +296,7 @@ def _lines(results: Results, section: SectionReport) -> Figure | None:
                 look = looks[method]
                 look = Look(look.colour, look.marker, ":") if skips == "rounded" else look
                 _draw_band(panel, curve, look, method if skips == "identity" else f"{method}, {skips} skips")
-            panel.set_title(f"{regime.label}\n", loc="left")
-            _subtitle(panel, regime)
+            _regime_title(panel, regime)
         panels[0].set_ylabel(f"{one.name}, {_unit_label(one)}" if one.name != "loss" else "loss, nats")
     for panel in grid[-1]:
         panel.set_xlabel("mapped source  →  target")
@@ -337,12 +335,9 @@ def _draw_band(panel: Any, curve: Mapping[float, Value], look: Look, label: str)
         panel.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0)
 
 
-def _regime_title(panel: Any, regime: RegimeReport) -> None:
-    panel.set_title(f"{regime.label}\n", loc="left")
-    _subtitle(panel, regime)
-
-
-def _subtitle(panel: Any, regime: RegimeReport) -> None:
+def _regime_title(panel: Any, regime: RegimeReport, more: str = "") -> None:
+    """The regime, and its verdict in small letters below."""
+    panel.set_title(f"{regime.label}{more}\n", loc="left")
     where = {"xycoords": "axes fraction", "xytext": (0, 4), "textcoords": "offset points"}
     panel.annotate(regime.verdict.verdict, (0, 1), fontsize=8, color="#666666", **where)
 

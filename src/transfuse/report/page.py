@@ -64,8 +64,8 @@ def _figure(figure: Figure) -> dict[str, str]:
 def _null_lines(verdict: Verdict, seeds: int) -> list[dict[str, Any]]:
     return [
         {
-            "name": one.method if one.tower == "model" else f"{one.method}, {one.tower}",
-            "values": [cell_text(x, seeds) for x in (one.identity, one.matched, one.chance, one.excess, one.z)],
+            "name": one.name,
+            "values": [cell_text(value, seeds) for value in one.values],
             "verdicts": counted(one.verdicts),
         }
         for one in verdict.lines

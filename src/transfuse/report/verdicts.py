@@ -32,6 +32,16 @@ class NullLine:
     z: Value | None
     verdicts: dict[str, int]
 
+    @property
+    def name(self) -> str:
+        """What the line is called: its tower is named where there are two."""
+        return self.method if self.tower == "model" else f"{self.method}, {self.tower}"
+
+    @property
+    def values(self) -> tuple[Value | None, ...]:
+        """As is, matched, by chance, excess, z."""
+        return (self.identity, self.matched, self.chance, self.excess, self.z)
+
 
 @dataclass(frozen=True)
 class Verdict:

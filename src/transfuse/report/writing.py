@@ -37,9 +37,8 @@ def _verdict_lines(verdict: Verdict, seeds: int) -> list[str]:
         return lines
     lines += ["| null test | as is | matched | chance | excess | z | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
     for one in verdict.lines:
-        name = one.method if one.tower == "model" else f"{one.method}, {one.tower}"
-        values = [cell_text(value, seeds) for value in (one.identity, one.matched, one.chance, one.excess, one.z)]
-        lines.append(f"| {name} | {' | '.join(values)} | {counted(one.verdicts)} |")
+        values = [cell_text(value, seeds) for value in one.values]
+        lines.append(f"| {one.name} | {' | '.join(values)} | {counted(one.verdicts)} |")
     return [*lines, ""]
 
 
