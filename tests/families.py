@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transfuse import text_tower
-from transfuse.modelling import TEXT_CLASSIFIER, seeded_inputs
+from transfuse.modelling import TEXT_CLASSIFIER, compute_in_double, seeded_inputs
 from transfuse.reference import ReferenceConfig, forward, random_state
 
 State = dict[str, Tensor]
@@ -124,19 +124,25 @@ class Transformers:
 
     Attributes:
         masked: whether it takes `bool_masked_pos` (and has a mask token).
+        untied: a module that gets a weight of its own where the class shares one.
     """
 
     model_class: str
     config: Mapping[str, Any]
     masked: bool = False
+    untied: str = ""
 
     def save(self, folder: Path, seed: int, noise: float = 0.0) -> None:
         model_class = self._class()
         model = model_class(model_class.config_class(**self.config))
+        if self.untied:
+            module = model.get_submodule(self.untied)
+            module.weight = nn.Parameter(torch.empty_like(module.weight))
         randomise(model, seed, noise).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
 
     def load(self, folder: Path) -> Loaded:
         model = self._class().from_pretrained(folder, dtype=torch.float64)
+        compute_in_double(model)
         return loaded(model, lambda inputs: model(**inputs))
 
     def _class(self) -> Any:
@@ -250,6 +256,11 @@ _TOWERS = {"text_config": _TOWER_TEXT, "vision_config": _PIXELS}
 _MASK_TOKEN = r".*mask_token"
 # Towers of different widths and depths, so that nothing of one can be taken for the other.
 _UNEQUAL = {"text_config": {**_TOWER_TEXT, "hidden_size": 12, "num_hidden_layers": 1}, "vision_config": _PIXELS}
+_T5 = {
+    "vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 4,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 10, "decoder_start_token_id": 0,
+}  # fmt: skip
+_T5_11 = {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 3}
 _GELU = {"text_config": {**_TOWER_TEXT, "hidden_act": "gelu"}, "vision_config": {**_PIXELS, "hidden_act": "gelu"}}
 
 
@@ -258,6 +269,11 @@ def _case(
 ) -> Case:
     name = model_class + (f"-{variant}" if variant else "")
     return Case(name, family, Transformers(model_class, config, masked), **more)
+
+
+def _t5(model_class: str, config: Mapping[str, Any], variant: str = "", untied: str = "") -> Case:
+    name = model_class + (f"-{variant}" if variant else "")
+    return Case(name, "t5", Transformers(model_class, config, untied=untied), heads="num_heads")
 
 
 def _torch(norm_first: bool, activation: str, wrapped: bool) -> Case:
@@ -340,6 +356,10 @@ CASES: tuple[Case, ...] = (
         heads="vision_config.num_attention_heads",
         unused=r".*vision_model\.head\..*",
     ),
+    _t5("T5ForConditionalGeneration", _T5),
+    _t5("T5ForConditionalGeneration", _T5_11, "v1.1", untied="lm_head"),
+    _t5("T5Model", {**_T5, "num_decoder_layers": 3}),
+    _t5("T5EncoderModel", _T5_11),
     *(
         _torch(norm_first, act, wrapped)
         for norm_first in (True, False)

@@ -111,7 +111,7 @@ MATCH_KEYS = {
 DELTA_KEYS = {"changed", "relative_norm", "verdict", "parts.*"}
 EQUIVALENCE_KEYS = {"checked", "dtype", "error", "outputs", "passed", "reason", "stock"}
 FACT_KEYS = {"*.activation", "*.heads", "*.layers", "*.norm"}
-OPTION_KEYS = {"device", "max_sweeps", "restarts", "seed", "spectra_output", "tie_qkv"}
+OPTION_KEYS = {"device", "max_sweeps", "restarts", "ridge", "seed", "spectra_output", "tie_qkv"}
 MODEL_KEYS = {"architectures", "dtypes.*", "files", "kind", "location", "parameters", "tensors", "tied", "vocabulary"}
 ABOUT_KEYS = (
     {"alpha", "carried", "dropped", "family", "method", "out", "summary", "tensors.*", "transfuse", "warnings"}
@@ -121,8 +121,7 @@ ABOUT_KEYS = (
 )
 METHOD_KEYS = {
     "control", "evidence", "exact", "exportable", "group", "heads", "name", "paper", "paper_heads", "skips", "solver",
-    "start", "streams",
-    "summary", "tie_qkv",
+    "start", "streams", "summary", "tie_qkv", "transport",
 }  # fmt: skip
 
 
@@ -161,7 +160,7 @@ def test_keys_of_port(three: tuple[str, str, str], tmp_path: Path) -> None:
     report = as_json("port", *three, "-o", tmp_path / "out")
     assert paths(report) == ABOUT_KEYS | {"exportable", "loads", "lost_updates"} | {
         *under("options", *OPTION_KEYS), *under("match", *MATCH_KEYS), *under("relation", *RELATION_KEYS),
-        *under("equivalence", *EQUIVALENCE_KEYS),
+        *under("equivalence", *EQUIVALENCE_KEYS), *under("choice", "because method null_tests.tied.*"),
     }  # fmt: skip
     assert report.pop("out") == str(tmp_path / "out")
     assert report == strict_json((tmp_path / "out" / "result.json").read_text())
@@ -253,7 +252,8 @@ def test_options_reach_the_library(three: tuple[str, str, str], tmp_path: Path) 
     )  # fmt: skip
     assert report["alpha"] == 0.25 and report["equivalence"] is None and "loads" not in report
     assert report["options"] == {
-        "device": "cpu", "max_sweeps": 7, "restarts": 1, "seed": 3, "spectra_output": True, "tie_qkv": True
+        "device": "cpu", "max_sweeps": 7, "restarts": 1, "ridge": None, "seed": 3, "spectra_output": True,
+        "tie_qkv": True,
     }  # fmt: skip
     assert len(report["relation"]["null"]["model"]["entries"]) == 1
 

@@ -12,7 +12,7 @@ import torch
 import digits
 import tiny
 from transfuse import METHODS, InputError, match
-from transfuse.evaluate import evaluate, load_live, prepare, score_dict, with_state
+from transfuse.evaluate import Inputs, evaluate, load_live, prepare, score_dict, with_state
 from transfuse.evaluate.tasks import TaskSpec
 from transfuse.interpolate import Curve, barrier, interpolate
 
@@ -45,9 +45,10 @@ def loss_of(folder: Path, task: TaskSpec, name: str) -> float:
     return score_dict(evaluate(live, task, prepare(task, "test", live, limit=LIMIT)))["loss"]
 
 
-@pytest.mark.parametrize("name", ["tied", "transfusion", "orthogonal", "naive"])
+@pytest.mark.parametrize("name", ["tied", "transfusion", "orthogonal", "naive", "activation", "activation-permutation"])
 def test_the_ends_are_source_and_target(folder: Path, task: TaskSpec, name: str) -> None:
-    for curve in run(folder, task, method=name, lambdas=(0.5,)):
+    inputs = Inputs(task, count=60) if METHODS[name].evidence == "activations" else None
+    for curve in run(folder, task, method=name, inputs=inputs, lambdas=(0.5,)):
         assert curve.method == name and curve.lambdas == (0.0, 0.5, 1.0)
         assert curve.source["loss"] == pytest.approx(loss_of(folder, task, "source"), abs=1e-12)
         assert curve.equivalence < 1e-8

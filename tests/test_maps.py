@@ -322,7 +322,7 @@ BAD_ABOUT: list[tuple[dict[str, Any], str]] = [
     ({"kinds": {"absent": "dense"}}, "space 'absent': the part 'weight' of a map is missing"),
     ({"family": 3}, "'family' in its metadata is not str"),
     ({"method": None}, "'method' in its metadata is not str"),
-    ({"streams": "both"}, "neither 'tied' nor 'junction'"),
+    ({"streams": "both"}, "none of tied, junction, module"),
     ({"tie_qkv": "yes"}, "'tie_qkv' in its metadata is not bool"),
     ({"source": {}}, "'source' in its metadata is not str"),
     ({"options": []}, "'options' in its metadata is not dict"),

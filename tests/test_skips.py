@@ -40,6 +40,10 @@ NAMES = (
     "CLIPVisionModel",
     "CLIPTextModelWithProjection",
     "SiglipModel",
+    "T5ForConditionalGeneration",
+    "T5ForConditionalGeneration-v1.1",
+    "T5Model",
+    "T5EncoderModel",
 )
 REAL = [case for case in CASES if case.name in NAMES]
 
@@ -73,7 +77,8 @@ class Mapped:
 def test_per_junction_maps_are_exact_with_permuted_skips_only(case: Case, tmp_path: Path) -> None:
     mapped = Mapped(case, tmp_path)
     expected = mapped.run(mapped.plain, {})
-    with permuted_skips_of(mapped.moved, mapped.layout, mapped.names, skips_of(mapped.maps)):
+    skips = skips_of(mapped.maps, mapped.layout.ties)
+    with permuted_skips_of(mapped.moved, mapped.layout, mapped.names, skips):
         found = mapped.run(mapped.moved, mapped.maps)
     assert relative_error(expected, found) < EXACT
     assert relative_error(expected, mapped.run(mapped.moved, mapped.maps)) > 0.1, "the hooks are gone, so it is broken"
@@ -166,7 +171,7 @@ def test_functional_output_projections_are_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["ViTModel", "BertModel", "CLIPModel"])
+@pytest.mark.parametrize("name", ["ViTModel", "BertModel", "CLIPModel", "T5Model"])
 def test_verify_runs_junction_maps_in_the_real_class(name: str, tmp_path: Path) -> None:
     case = next(c for c in CASES if c.name == name)
     mapped = Mapped(case, tmp_path)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy
+import torch
 from PIL import Image
+from torch import Tensor
 
-from transfuse.evaluate import DataSpec, TaskSpec
+from transfuse.evaluate import DataSpec, Prepared, TaskSpec
 from transfuse.train import InitSpec, TokenizerSpec
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -20,6 +24,25 @@ TEXTS = {
 
 TOWER: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 PROMPTS = [f"a photo of a {name}." for name in COLOURS]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Model inputs in memory."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def read(self, index: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        return {name: x[index] for name, x in self.tensors.items()}
+
+
+def prepared(tensors: Mapping[str, Tensor], batch_size: int = 64, **extra: Tensor) -> Prepared:
+    """Model inputs as `prepare` would give them."""
+    rows = Rows(tensors)
+    return Prepared(rows, torch.arange(len(rows)), (), batch_size, extra)
 
 
 def image(colour: str, seed: int, size: int = 8) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .axes import Axes, AxisError, parse_axes
 from .errors import InputError
-from .layout import GROUPS, Family, Layout, Lookup, Row, Space, Tower, forward_position, tower_of, with_tower
+from .layout import GROUPS, TOWERS, Family, Layout, Lookup, Row, Space, Tower, forward_position, tower_of, with_tower
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class _Binder:
         self.architectures = " ".join(map(str, config.get("architectures") or ()))
         self.extra = {name: str(text) for name, text in (config.get("axes") or {}).items()}
         self.depths: dict[str, int] = {}
+        self.ties: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
 
     def layout(self) -> Layout:
@@ -100,6 +101,7 @@ class _Binder:
             if found.layer is not None:
                 self.depths[found.tower.name] = max(self.depths.get(found.tower.name, 0), found.layer + 1)
         self.check_depths({(found.tower.name, found.layer) for found in matched.values()})
+        self.ties = self.found_ties()
         params = {name: self.axes(name, found) for name, found in matched.items()}
         facts = {tower.name.rstrip("."): self.facts(tower) for tower in self.family.towers if tower.name in self.depths}
         self.solve_sizes(params, facts)
@@ -110,6 +112,7 @@ class _Binder:
             outputs=self.outputs(),
             facts=facts,
             roles={name: found.role for name, found in matched.items() if found.role} | self.output_roles(),
+            ties=self.ties,
         )
 
     def match_row(self, name: str) -> _Matched:
@@ -155,23 +158,36 @@ class _Binder:
 
     def axes(self, name: str, found: _Matched) -> Axes:
         """The concrete axes of one tensor, rank checked."""
-        fields = {"first": 0, "last": 2 * self.depths.get(found.tower.name, 0)}
-        if (layer := found.layer) is not None:
-            fields |= {"l": layer, "in": 2 * layer, "mid": 2 * layer + 1, "out": 2 * layer + 2}
         try:
-            axes = parse_axes(found.text.format(**fields)).rename(self.tie)
+            axes = parse_axes(found.text.format(**self.places(found.tower.name, found.layer))).rename(self.tie)
             axes = axes.outputs_only() if found.bias else axes
             axes.check_rank(self.shapes[name])
         except (AxisError, KeyError, IndexError, ValueError) as error:
             raise InputError(f"tensor {name!r} {self.shapes[name]}, axes {found.text!r}: {error}") from error
         return axes
 
-    def tie(self, space: str) -> str:
+    def places(self, tower: str, layer: int | None = None) -> dict[str, int]:
+        """The numbers that stand in a row for its layer and for the junctions around it."""
+        sums = {name: TOWERS[name.rstrip(".")] for name in (*self.depths, tower)}
+        found = {f"{name.rstrip('.')}_last": sums[name] * depth for name, depth in self.depths.items()}
+        found |= {"first": 0, "last": sums[tower] * self.depths.get(tower, 0)}
+        if layer is not None:
+            before, after = sums[tower] * layer, sums[tower] * (layer + 1)
+            found |= {"l": layer, "in": before, "next": before + 1, "mid": after - 1, "out": after}
+        return found
+
+    def found_ties(self) -> dict[str, str]:
+        """The spaces that are the same as others."""
+        found = {}
         for tie in self.family.ties:
-            if space == tie.space and tie.unless not in self.shapes:
-                last = 2 * self.depths.get(space.split(".")[0] + "." if "." in space else "", 0)
-                return tie.same_as.format(first=0, last=last)
-        return space
+            tower = tower_of(tie.space)
+            if tie.unless not in self.shapes and (not tower or f"{tower}." in self.depths):
+                places = self.places(f"{tower}." if tower else "")
+                found[tie.space.format(**places)] = tie.same_as.format(**places)
+        return found
+
+    def tie(self, space: str) -> str:
+        return self.ties.get(space, space)
 
     def facts(self, tower: Tower) -> dict[str, Any]:
         """Heads, norm and activation of a tower, from the config."""
@@ -243,9 +259,8 @@ class _Binder:
         for name, text in self.family.outputs.items():
             tower = text.split("@")[1].strip() if "@" in text else ""
             if tower in self.depths:
-                fields = {"first": 0, "last": 2 * self.depths[tower]}
                 plain = text.split("@")[0].split(" as ")[0]
-                found[name] = parse_axes(plain.format(**fields)).rename(self.tie)
+                found[name] = parse_axes(plain.format(**self.places(tower))).rename(self.tie)
         return {name: axes for name, axes in found.items() if axes.spaces <= self.sizes.keys()}
 
     def output_roles(self) -> dict[str, str]:

@@ -5,7 +5,8 @@ pre-norm model they can be made so without changing the function: W (g * n + b) 
 in the norm, so that nothing needs a bias it has not; LayerScale folds into the weights of its branch in the same way.
 Folding is undone with the gains of target, so that what is written keeps target's own norms.
 
-Ashkboos et al. 2024 (2401.15024) for RMSNorm and GPT-like models; here for LayerNorm, by the roles of `layout.py`.
+Ashkboos et al. 2024 (2401.15024) for RMSNorm and GPT-like models; here for LayerNorm too, by the roles of `layout.py`.
+RMSNorm, which does not need the ones to stay, gets the same rotations.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def norm_folding(layout: Layout, models: Sequence[Model]) -> Folding:
                 for part in axis.parts
                 if part.space in gains
             )
-    # Two norms behind each other: the first one's gains cannot be folded past the second.
+    # Two norms behind each other: the first one's gains cannot be folded past the second. Or two side by side, of
+    # towers that share a junction: which reader is behind which of them, the axes do not say.
     stacked = [space for one in (norms, scalings) for space, names in one.items() if len(names) > 1]
     rotatable = frozenset(stream for stream in _tied_streams(layout) if _is_rotatable(layout, stream, stacked, models))
     return Folding({name: found for name, found in factors.items() if found}, rotatable)
@@ -153,17 +155,17 @@ def _factors(
 
 
 def _tied_streams(layout: Layout) -> set[str]:
-    return {_JUNCTION.sub(lambda m: m[0][: m[0].rindex(".")], name) for name in layout.spaces if _JUNCTION.search(name)}
+    return {layout.tied_stream(name) for name in layout.spaces if _JUNCTION.search(name)}
 
 
 def _is_rotatable(layout: Layout, stream: str, stacked: Sequence[str], models: Sequence[Model]) -> bool:
     pre_norm = layout.facts.get(tower_of(stream), {}).get("norm") == "pre"
-    if not pre_norm or any(space.startswith(f"{stream}.") for space in stacked):
+    if not pre_norm or any(layout.tied_stream(space) == stream for space in stacked):
         return False
     kept = [
         name
         for name, axes in layout.params.items()
-        if layout.roles.get(name) == "stream-norm" and any(space.startswith(f"{stream}.") for space in axes.spaces)
+        if layout.roles.get(name) == "stream-norm" and any(layout.tied_stream(one) == stream for one in axes.spaces)
     ]
     return all(_is_uniform(name, model.tensor(name)) for name in kept for model in models if name in model)
 

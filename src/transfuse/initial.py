@@ -16,7 +16,7 @@ from torch import nn
 from .checkpoint import IMAGE_PROCESSOR_FILE, open_checkpoint
 from .errors import InputError
 from .evaluate.data import BaseModel, ConfigDict, DataSpec, Field, load_split
-from .modelling import BAD_CONFIG, quiet_transformers
+from .modelling import BAD_CONFIG, complete_config, quiet_transformers
 from .open_clip_init import write_open_clip
 from .writing import check_output, write_checkpoint
 
@@ -33,6 +33,7 @@ _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "dropout",
+    "dropout_rate",
     "attention_dropout",
     "activation_dropout",
 )
@@ -207,7 +208,10 @@ def _redraw(model: nn.Module, std: float, generator: torch.Generator) -> None:
 
 
 def _train_tokenizer(spec: TokenizerSpec, config: Mapping[str, Any], data_dir: Path | None) -> Any:
-    """WordPiece over words of letters, digits or single marks, as BERT's; a text is [CLS] text [SEP]."""
+    """WordPiece over words of letters, digits or single marks, as BERT's; a text is [CLS] text [SEP].
+
+    Of a model with a decoder it is text [SEP], as T5 has it: a start would be one more token of every target.
+    """
     import tokenizers
     from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -231,8 +235,9 @@ def _train_tokenizer(spec: TokenizerSpec, config: Mapping[str, Any], data_dir: P
     # A model of its own: in the trained one the pieces would count as special tokens.
     made = empty(vocab=trained.get_vocab())
     ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    start = "" if _has_decoder(config) else "[CLS] "
     made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        single=f"{start}$A [SEP]", pair=f"{start}$A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
     text = {**config, **config.get("text_config", {}), **config.get("model_cfg", {}).get("text_cfg", {})}
     length = text.get("max_position_embeddings") or text.get("context_length")
@@ -255,6 +260,10 @@ def _texts(spec: TokenizerSpec, data_dir: Path | None) -> Iterable[str]:
     yield from spec.texts
 
 
+def _has_decoder(config: Mapping[str, Any]) -> bool:
+    return bool(complete_config(config).get("is_encoder_decoder"))
+
+
 def _with_tokens(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     tokens = {
         "vocab_size": len(tokenizer),
@@ -267,7 +276,8 @@ def _with_tokens(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     if "model_cfg" in config:
         text = {**config["model_cfg"]["text_cfg"], "vocab_size": len(tokenizer)}
         return {**config, "model_cfg": {**config["model_cfg"], "text_cfg": text}}
-    return {**config, **tokens}
+    starts = {"decoder_start_token_id": tokenizer.pad_token_id} if _has_decoder(config) else {}
+    return {**starts, **config, **tokens}
 
 
 def _processor(spec: InitSpec, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from .checkpoint import open_checkpoint
+from .errors import InputError
 from .match import MatchOptions, match_models, stored_null
 from .methods import DEFAULT_METHOD, Method, get_method
 from .models import ConfigLike, Model, ModelLike, Models, open_models
@@ -39,10 +40,12 @@ def inspect_models(
         What `transfuse inspect --json` prints.
 
     Raises:
-        InputError: a model cannot be read, or they do not belong together.
+        InputError: a model cannot be read, they do not belong together, or the method does not match by weights.
     """
     base = open_checkpoint(source)  # once, also where it stands in for the target that is not given
     row = get_method(method)
+    if row.evidence == "activations":
+        raise InputError(f"method {row.name} goes by activations; models are inspected by their weights alone")
     models = open_models(
         base, target if target is not None else base, tuned, family=family, config=config, need_layout=False
     )

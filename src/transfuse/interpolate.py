@@ -24,9 +24,10 @@ from .canonical import NO_FOLDING, map_state, norm_folding
 from .errors import InputError
 from .evaluate import LiveModel, Scores, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
 from .evaluate.data import Split
+from .evaluate.unlabelled import Inputs
 from .layout import Layout
 from .maps import Map, Maps
-from .match import MatchOptions, match_models
+from .match import MatchOptions, match_models, open_inputs
 from .methods import DEFAULT_METHOD, Method, get_method
 from .modelling import Unavailable
 from .models import ConfigLike, Model, ModelLike, Models, open_models
@@ -81,6 +82,7 @@ def interpolate(
     *,
     method: str = DEFAULT_METHOD,
     maps: Maps | str | os.PathLike[str] | None = None,
+    inputs: Inputs | None = None,
     lambdas: Sequence[float] | None = None,
     skips: SkipForm | None = None,
     split: Split = "test",
@@ -99,7 +101,7 @@ def interpolate(
     Args:
         source, target: two models of one class with heads of one shape.
         task: both are evaluated on it, with the processors of source.
-        method, maps: see `port`; maps bring their method along.
+        method, maps, inputs: see `port`; maps bring their method along.
         lambdas: points on the line; 0, 0.5 and 1 are added. None: 11, evenly spaced.
         skips: None for the forms that the method has: "linear" and "rounded" where its maps need permuted skips, else
             "identity". "identity" with such maps shows what becomes of them without.
@@ -118,8 +120,8 @@ def interpolate(
     """
     given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
     row = get_method(method) if given is None else method_of_maps(given)
-    models = open_models(source, target, family=family, config=config, need_layout=row.group != "identity")
-    found = _maps(models, row, given, MatchOptions(seed=seed, device=device, **options), progress)
+    models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
+    found = _maps(models, row, given, MatchOptions(seed=seed, device=device, **options), inputs, progress)
     forms = _forms(found, skips)
     points = _points(lambdas)
     run = {"device": device, "dtype": dtype}
@@ -142,7 +144,7 @@ class _Line:
         self, models: Models, maps: Maps, live: LiveModel, scores_of: Callable[[LiveModel], Scores], dtype: torch.dtype
     ):
         self.layout = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
-        self.skips = needed_skips(maps)
+        self.skips = needed_skips(maps, self.layout.ties)
         folding = norm_folding(models.layout, models.all()) if maps.norms == "folded" else NO_FOLDING
         near = map_state(models.source, self.layout, maps.spaces, dtype, folding)
         self.far = map_state(models.target, self.layout, {}, dtype, folding)
@@ -181,10 +183,15 @@ def _skips_of(
     )
 
 
-def _maps(models: Models, row: Method, given: Maps | None, options: MatchOptions, progress: bool) -> Maps:
+def _maps(
+    models: Models, row: Method, given: Maps | None, options: MatchOptions, inputs: Inputs | None, progress: bool
+) -> Maps:
+    if row.group == "rotation" or row.transport != "maps":
+        raise InputError(f"method {row.name} gives no mapped source, so there is no line from it to target")
     if given is not None:
         return check_maps(models, given)
-    return match_models(models, row, options, progress=progress)
+    prepared = open_inputs(models, row, inputs, options.seed)
+    return match_models(models, row, options, inputs=prepared, progress=progress)
 
 
 def _under_names_of(models: Models, state: State) -> State:

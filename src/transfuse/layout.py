@@ -13,9 +13,12 @@ counts.
 
 `name.*` stands for `name.weight` with these axes and `name.bias` with their output axes. `{l}` is the layer. The
 residual stream is one space for each junction: `{in}`, `{mid}`, `{out}` are those before, inside and after layer l,
-`{first}` and `{last}` the ends. A condition is "pre-norm" or "post-norm", part of the name of an architecture in the
-config, or the name of a tensor that the model with the heads (tuned, if there is one) has. A role says what cannot be
-seen from axes, and what folding norms has to know (`canonical.py`); in pre-norm towers:
+`{first}` and `{last}` the ends. In a decoder's layer cross-attention leads from `{next}`, the sum after `{in}`, to
+`{mid}`. A space of another tower has that tower's name before it; the last junction there is `{encoder_last}`.
+
+A condition is "pre-norm" or "post-norm", part of the name of an architecture in the config, or the name of a tensor
+that the model with the heads (tuned, if there is one) has. A role says what cannot be seen from axes, and what folding
+norms has to know (`canonical.py`); in pre-norm towers:
 
     norm          a norm through which everything reads that junction of the stream
     normed        lies behind that norm, like its bias: a probe that meets what the norm gives
@@ -32,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from .axes import UNMOVED, Axes
+from .axes import UNMOVED, Axes, Axis, Part
 
 # The largest group that keeps the function exactly, by the root of a space's name (after the last "/").
 # LayerNorm allows its stream permutations (rotations, once its gains are folded: canonical.py); an element-wise
@@ -40,6 +43,10 @@ from .axes import UNMOVED, Axes
 # sees (logits, token ids, embeddings) is not a space at all: it is `_`, except the vocabulary, which is named so that
 # other vocabularies can be mapped one day.
 GROUPS = {"qk": "invertible", "vo": "invertible", "vocab": "identity"}
+
+# The towers that can stand beside another one ("" where there is one), in the order of the forward pass, and how many
+# residual sums a layer of them has: attention and MLP, or attention, cross-attention and MLP.
+TOWERS = {"": 2, "text": 2, "vision": 2, "encoder": 2, "decoder": 3}
 
 Lookup = tuple[str | Callable[[Mapping[str, Any]], Any], ...]
 
@@ -50,7 +57,7 @@ class Tower:
 
     Attributes:
         table: rows as in the module docstring.
-        name: prefix of its spaces (`vision.` in a model of two towers, else empty).
+        name: prefix of its spaces (`vision.` in a model of two towers, else empty); one of `TOWERS`.
         heads, layers, norm, activation: where the config says it. Keys to look up in order (dotted for nested ones,
             "=pre" for a value that is always the same), or functions of the config.
     """
@@ -65,11 +72,11 @@ class Tower:
 
 @dataclass(frozen=True)
 class Tie:
-    """Two spaces that are one, unless a tensor between them is there."""
+    """Two spaces that are one, unless a tensor between them is there ("": always)."""
 
     space: str
     same_as: str
-    unless: str
+    unless: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,8 @@ class Layout:
         outputs: axes of the outputs that are not in public coordinates ("vision.pooler_output" where towers differ).
         facts: layers, heads, norm, activation by tower, for checks and reports.
         roles: tensor name, or name of an output, -> its role, where it has one.
+        ties: space that has no name of its own -> the one it is the same as (a decoder's first junction is the
+            encoder's where they share the embeddings).
     """
 
     family: str
@@ -160,32 +169,89 @@ class Layout:
     outputs: Mapping[str, Axes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict)
+
+    def tied_stream(self, space: str) -> str:
+        """The one stream that a junction belongs to when streams are tied; other spaces as they are."""
+        same = {_whole_stream(one): _whole_stream(other) for one, other in self.ties.items()}
+        return same.get(_whole_stream(space), _whole_stream(space))
 
     def with_ties(self, *, streams: str = "tied", tie_qkv: bool = False, flat_heads: bool = False) -> Layout:
         """The layout in which spaces are united.
 
         Args:
-            streams: "tied": one residual stream a tower, exact in a stock model. "junction": one at every residual
-                sum, exact only with permuted skips (Rinaldi et al. 2025, eq. 12).
+            streams: "tied": one residual stream a tower (one for two that share their embeddings), exact in a stock
+                model. "junction": one at every residual sum, exact only with permuted skips (Rinaldi et al. 2025, eq.
+                12). "module": every linear module has
+                an input and an output space of its own, so that maps need not agree (Theseus); what is between
+                modules keeps its junction.
             tie_qkv: one inner map for q, k and v of a head (the paper's), instead of one for q and k, one for v and o.
             flat_heads: the units of all heads are one set, as if attention were a plain linear layer (Git Re-Basin).
         """
 
         def new_name(space: str) -> str:
             if streams == "tied":
-                space = re.sub(r"(^|\.)stream\.\d+$", r"\1stream", space)
+                space = self.tied_stream(space)
             return re.sub(r"/(qk|vo)\.", "/head.", space) if tie_qkv else space
 
         spaces: dict[str, Space] = {}
         for space in self.spaces.values():
             heads = None if flat_heads else space.heads
             spaces.setdefault(new_name(space.name), replace(space, name=new_name(space.name), heads=heads))
-        return replace(
+        tied = replace(
             self,
             params={name: axes.rename(new_name) for name, axes in self.params.items()},
             spaces=spaces,
             outputs={name: axes.rename(new_name) for name, axes in self.outputs.items()},
         )
+        return _by_module(tied) if streams == "module" else tied
+
+
+def _by_module(layout: Layout) -> Layout:
+    """The layout in which both ends of every linear module are spaces of their own ("layer.0.fc1:in")."""
+    params, spaces = dict(layout.params), dict(layout.spaces)
+    for name, axes in layout.params.items():
+        if not is_linear(name, axes):
+            continue
+        module = name.removesuffix(".weight")
+        ends = {dim: f"{module}:in" if dim in axes.inputs else f"{module}:out" for dim in range(2)}
+        for tensor, its in ((name, axes), (f"{module}.bias", axes.outputs_only())):
+            if tensor not in params:
+                continue
+            dims = []
+            for dim, axis in enumerate(its.dims or ()):
+                end = ends[dim] if tensor == name else f"{module}:out"
+                parts = [
+                    p if p.space is None else Part(f"{end}.{i}" if len(axis.parts) > 1 else end, p.dual)
+                    for i, p in enumerate(axis.parts)
+                ]
+                for old, new in zip(axis.parts, parts, strict=True):
+                    if old.space is not None and new.space is not None:
+                        spaces[new.space] = replace(layout.spaces[old.space], name=new.space, heads=None)
+                dims.append(Axis(tuple(parts)))
+            params[tensor] = Axes(tuple(dims), its.inputs)
+    return replace(layout, params=params, spaces=spaces)
+
+
+def is_linear(name: str, axes: Axes) -> bool:
+    """Whether a tensor is the matrix of a linear module."""
+    return name.endswith(".weight") and len(axes.dims or ()) == 2 and len(axes.inputs) == 1
+
+
+def is_embedding(name: str, layout: Layout) -> bool:
+    """Whether a tensor makes the stream from inputs: a table of tokens or positions, a class token, a convolution."""
+    axes = layout.params[name]
+    if axes.dims is None or is_linear(name, axes) or layout.roles.get(name):
+        return False
+    weight = f"{name.removesuffix('.bias')}.weight" if name.endswith(".bias") else name
+    siblings = len(layout.params[weight].dims or ()) if weight in layout.params else 1
+    is_vector = len(axes.dims) == 1 and name.rpartition(".")[2] in ("weight", "bias") and siblings == 1
+    return not is_vector and not (weight in layout.params and is_linear(weight, layout.params[weight]))
+
+
+def of_module(space: str) -> bool:
+    """Whether a space is one end of a module."""
+    return ":" in space
 
 
 def unmoved_layout(names: Iterable[str]) -> Layout:
@@ -195,25 +261,30 @@ def unmoved_layout(names: Iterable[str]) -> Layout:
 
 def part_of(name: str) -> str:
     """The part of a model a tensor is counted under in reports: its layer, or its first name."""
-    found = re.search(r"^(.*?)(layers?|resblocks|blocks)\.(\d+)\.", name)
+    found = re.search(r"^(.*?)(layers?|resblocks|blocks?)\.(\d+)\.", name)
     return f"{found.group(1)}{found.group(2)}.{found.group(3)}" if found else name.split(".")[0]
 
 
 def tower_of(space: str) -> str:
-    """The name of the tower a space belongs to: "text", "vision", or "" in a model of one."""
-    return next((tower for tower in ("text", "vision") if space.startswith(f"{tower}.")), "")
+    """The name of the tower a space belongs to: one of `TOWERS`, "" in a model of one."""
+    return next((tower for tower in TOWERS if tower and space.startswith(f"{tower}.")), "")
 
 
-def forward_position(space: str) -> tuple[str, float, str]:
-    """Where in the forward pass a space lies, as a sort key: tower, junction (2 a layer), name."""
+def forward_position(space: str) -> tuple[int, float, str]:
+    """Where in the forward pass a space lies, as a sort key: tower, junction (two or three a layer), name."""
     tower = tower_of(space)
-    root, _, number = space.removeprefix(f"{tower}.").split("/")[0].partition(".")
-    after = {"heads": 0.5, "mlp": 1.5}
+    place, sums = list(TOWERS).index(tower), TOWERS[tower]
+    root, number, *cross = [*space.removeprefix(f"{tower}.").split("/")[0].split("."), ""]
     if root == "stream":
-        return tower, float(number or 0), space
-    if root in after and number.isdigit():
-        return tower, 2 * int(number) + after[root], space
-    return tower, -1.0 if root in ("vocab", "embed") else float("inf"), space
+        return place, float(number or 0), space
+    if root in ("heads", "mlp") and number.isdigit():
+        after = sums - 0.5 if root == "mlp" else 1.5 if "cross" in cross else 0.5
+        return place, sums * int(number) + after, space
+    return place, -1.0 if root in ("vocab", "embed") else float("inf"), space
+
+
+def _whole_stream(space: str) -> str:
+    return re.sub(r"(^|\.)stream\.\d+$", r"\1stream", space)
 
 
 def _parse_table(tower: Tower) -> list[Row]:
@@ -228,8 +299,9 @@ def _parse_table(tower: Tower) -> list[Row]:
 
 
 def with_tower(axes: str, tower: str) -> str:
-    """Puts the tower's name before every space: "stream.0" -> "vision.stream.0"."""
-    return re.sub(r"(?<![\w.{/])([A-Za-z])", rf"{tower}\1", axes)
+    """Puts the tower's name before every space that has none: "stream.0" -> "vision.stream.0"."""
+    others = "|".join(filter(None, TOWERS))
+    return re.sub(rf"(?<![\w.{{/])(?!(?:{others})\.)([A-Za-z])", rf"{tower}\1", axes)
 
 
 def _name_pattern(name: str) -> re.Pattern[str]:

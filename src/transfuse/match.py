@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from .methods import DEFAULT_METHOD, Method, get_method
 from .models import ConfigLike, ModelLike, Models, open_models
 from .transport import part_slices
 
+if TYPE_CHECKING:
+    from .evaluate.inputs import Prepared
+    from .evaluate.unlabelled import Inputs
+
 
 @dataclass(frozen=True)
 class MatchOptions:
@@ -33,6 +37,7 @@ class MatchOptions:
         spectra_output: the output projection counts in the spectra (the authors' code; the paper: no).
         max_sweeps: sweeps at most.
         restarts: further climbs in random order; the best by objective is taken.
+        ridge: of methods that fit: pull toward target's own weights (`functional.FitOptions`); None: chosen on inputs.
         seed: of the orders of restarts and of the null test.
         device: where products are computed.
 
@@ -44,6 +49,7 @@ class MatchOptions:
     spectra_output: bool = False
     max_sweeps: int = 100
     restarts: int = 0
+    ridge: float | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -61,6 +67,7 @@ def match(
     method: str = DEFAULT_METHOD,
     family: str | None = None,
     config: ConfigLike = None,
+    inputs: Inputs | None = None,
     null_trials: int = 1,
     progress: bool = False,
     **options: Any,
@@ -72,6 +79,7 @@ def match(
         method: a row of `transfuse.METHODS`.
         family: layout family, if the config does not say it.
         config: added to both models' configs.
+        inputs: unlabelled inputs (`evaluate.Inputs`), for methods that go by activations.
         null_trials: shuffled targets in the null test, whose result the maps then bring along; 0 leaves it out.
         progress: a bar on stderr.
         **options: fields of `MatchOptions`.
@@ -83,14 +91,45 @@ def match(
         InputError: the models cannot be read or do not belong together.
     """
     row = get_method(method)
-    models = open_models(source, target, family=family, config=config, need_layout=row.group != "identity")
-    return match_models(models, row, MatchOptions(**options), null_trials=null_trials, progress=progress)
+    models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
+    chosen = MatchOptions(**options)
+    prepared = open_inputs(models, row, inputs, chosen.seed, progress=progress)
+    return match_models(models, row, chosen, inputs=prepared, null_trials=null_trials, progress=progress)
+
+
+def open_inputs(
+    models: Models, method: Method, inputs: Inputs | None, seed: int, *, progress: bool = False
+) -> Prepared | None:
+    """The inputs that a method needs, processed for target; None: it needs none.
+
+    Raises:
+        InputError: it needs some and none are given, or they cannot be read.
+    """
+    if method.evidence != "activations":
+        return None
+    if inputs is None:
+        raise InputError(
+            f"method {method.name} goes by activations: give unlabelled inputs (--inputs TASK; 'synthetic' draws some, "
+            "which serve worse)"
+        )
+    from .evaluate.live import of_checkpoint
+    from .probes import probe_of_model
+
+    checkpoint = models.target.checkpoint
+    live = of_checkpoint(checkpoint, probe_of_model(models.target, models.layout, "cpu").module, checkpoint.config)
+    return inputs.open(live, seed, progress=progress)
 
 
 def match_models(
-    models: Models, method: Method, options: MatchOptions, *, null_trials: int = 0, progress: bool = False
+    models: Models,
+    method: Method,
+    options: MatchOptions,
+    *,
+    inputs: Prepared | None = None,
+    null_trials: int = 0,
+    progress: bool = False,
 ) -> Maps:
-    """`match` for models that are open."""
+    """`match` for models that are open; `inputs` as from `open_inputs`."""
     options = replace(options, tie_qkv=method.tie_qkv if options.tie_qkv is None else options.tie_qkv)
     about = {
         "family": models.layout.family,
@@ -104,6 +143,13 @@ def match_models(
     }
     if method.group == "identity":
         return Maps({}, **about)
+    if method.evidence == "activations":
+        from .activations import match_activations  # needs what evaluation needs
+
+        assert inputs is not None
+        how = {"tie_qkv": bool(options.tie_qkv), "device": options.device, "progress": progress}
+        found, report = match_activations(models, method, inputs, **how)
+        return Maps(found, **about, report=report)
     evidence = matching_evidence(models, method, options)
     found = solve(evidence, method, options, progress=progress)
     products = evidence.products({}), evidence.products(found.maps)

@@ -140,7 +140,18 @@ def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Modul
     except (ImportError, LookupError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         raise Unavailable(f"{model_class.__name__} cannot be built from this config: {error!r}") from error
     mismatched = frozenset(str(one[0]) for one in info["mismatched_keys"])
+    if dtype == torch.float64:
+        compute_in_double(model)
     return model.eval(), Loading(frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"]), mismatched)
+
+
+def compute_in_double(model: nn.Module) -> None:
+    """Norms of T5 take the variance in float32 whatever the model is in, which would hide what float64 is to show."""
+    norms: list[tuple[str, Any]] = [one for one in model.named_modules() if type(one[1]).__name__ == "T5LayerNorm"]
+    for name, norm in norms:
+        plain = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+        plain.weight = norm.weight
+        model.set_submodule(name, plain)
 
 
 def seeded_inputs(kind: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -195,6 +206,8 @@ def _transformers_inputs(config: Mapping[str, Any], draw: _Draw) -> dict[str, Te
         length = min(12, int(about.get("max_position_embeddings", 16)) - 2)  # RoBERTa's positions start at 2
         inputs["input_ids"] = draw.ids(about, length)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if complete_config(config).get("is_encoder_decoder") and "EncoderModel" not in architectures:
+            inputs["decoder_input_ids"] = draw.ids(about, 7)
     if "MultipleChoice" in architectures:
         inputs = {name: one[:, None] for name, one in inputs.items()}
     return inputs

@@ -117,7 +117,7 @@ def open_models(
     *,
     family: str | None = None,
     config: ConfigLike = None,
-    need_layout: bool = True,
+    need_layout: bool | None = True,
 ) -> Models:
     """Opens the models and holds them against one layout.
 
@@ -125,19 +125,19 @@ def open_models(
         source, target, tuned: directory, file, hub id, state dict or open checkpoint.
         family: name of the layout family; read from the config if not given.
         config: added to every model's config (a dict, JSON text or a file).
-        need_layout: whether an unknown family is an error.
+        need_layout: whether it is an error that there is none; None: only if the family is known.
 
     Raises:
         InputError: something cannot be read, or the models do not belong together.
     """
     given = {"source": source, "target": target, "tuned": tuned}
     opened = {role: _open(one, config) for role, one in given.items() if one is not None}
-    found = _common_family(opened, family, need_layout)
+    found = _common_family(opened, family, bool(need_layout))
     models = _named(opened, found)
     try:
         layout = _bind(found, models)
     except InputError as error:
-        if need_layout or family is not None:
+        if need_layout or family is not None or (need_layout is None and found is not None):
             raise
         log.warning("no layout, so nothing can be moved: %s", error)
         found, layout = None, unmoved_layout(name for model in models.values() for name in model.floats())
@@ -204,7 +204,8 @@ def _named_by(family: Family, role: str, checkpoint: Checkpoint) -> Model:
         if name in disk:
             raise InputError(f"{checkpoint.location}: tensors {disk[name]!r} and {on_disk!r} are both {name!r}")
         disk[name] = on_disk
-    untied = checkpoint.config.get("tie_word_embeddings") is False
+    # Of a T5 with a head of its own, newer configs say only that its outputs are not scaled.
+    untied = False in (checkpoint.config.get(key) for key in ("tie_word_embeddings", "scale_decoder_outputs"))
     return Model(role, checkpoint, disk, {} if untied else family.tied)
 
 

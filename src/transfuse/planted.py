@@ -47,7 +47,7 @@ def random_maps(layout: Layout, generator: torch.Generator, *, group: str = "per
 def _inner(space: Space, generator: torch.Generator, group: str) -> tuple[Map, ...]:
     assert space.heads is not None
     width = space.size // space.heads
-    if group == "permutation":
+    if "permutation" in (group, space.group):
         return tuple(_order(width, generator) for _ in range(space.heads))
     if group == "rotation":
         return tuple(Orthogonal(_orthogonal(width, generator)) for _ in range(space.heads))

@@ -9,22 +9,24 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
+from .auto import AUTO, Labelled, choose
 from .binding import canonical_names
 from .canonical import NO_FOLDING, norm_folding
 from .card import model_card
 from .checkpoint import open_checkpoint
 from .delta import task_vector
 from .errors import InputError, VerificationError
+from .layout import is_embedding
 from .maps import Maps, Orthogonal, PerHead
-from .match import MatchOptions, match_models, stored_null, tensor_generator
-from .methods import DEFAULT_METHOD, METHODS, Method, get_method
+from .match import MatchOptions, match_models, open_inputs, stored_null, tensor_generator
+from .methods import METHODS, Method, get_method
 from .modelling import Unavailable, load_transformers
 from .models import ConfigLike, ModelLike, Models, open_models
 from .plan import LABEL_HEAD, Plan, Step, make_plan, output_config, output_files, written_steps
@@ -32,6 +34,10 @@ from .relation import DeltaReport, delta_report, is_nearer, relation
 from .transport import transport
 from .verify import Equivalence, check_equivalence
 from .writing import check_output, write_checkpoint
+
+if TYPE_CHECKING:
+    from .evaluate.inputs import Prepared
+    from .evaluate.unlabelled import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +72,20 @@ class PortedTensors:
 
     Attributes:
         steps: name in the output -> what happens to it.
+        fitted: canonical name -> tensor that fitting found, for methods that fit (`functional.py`).
         lost: (updates that rounding to the dtype of target swallowed, updates that are not zero), as far as read.
     """
 
-    def __init__(self, models: Models, plan: Plan, maps: Maps, alpha: float, noise_seed: int | None):
+    def __init__(
+        self,
+        models: Models,
+        plan: Plan,
+        maps: Maps,
+        alpha: float,
+        noise_seed: int | None,
+        fitted: Mapping[str, Tensor] | None = None,
+    ):
+        self.fitted = fitted
         self.models, self.plan, self.maps = models, plan, maps
         self.layout = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
         self.folding = norm_folding(models.layout, models.all()) if maps.norms == "folded" else NO_FOLDING
@@ -90,7 +106,9 @@ class PortedTensors:
         if step.action == "copy":
             return self.models.target.tensor(step.name)
         if step.action == "carry":
-            carried = self.move(step.name, self.folding.read(self.models.tuned, step.name))
+            carried = (self.fitted or {}).get(step.name)
+            if carried is None:
+                carried = self.move(step.name, self.folding.read(self.models.tuned, step.name))
             return _finite(out, carried.to(self.plan.dtype))
         old = self.models.target.tensor(step.name)
         update = self.alpha * self.delta(step.name)
@@ -103,12 +121,30 @@ class PortedTensors:
         """The task vector of one tensor in the coordinates of target, float32 or float64."""
         source, tuned = self.models.source, self.models.tuned
         assert tuned is not None
+        if self.fitted is not None:
+            return self._fitted_delta(name)
         delta, base = task_vector(source, tuned, name)
         if self.noise_seed is not None:
             return _random_like(delta, name, self.noise_seed)
         if name in self.folding.factors:  # the gains are other ones in tuned, so the difference is taken after
             delta = self.folding.fold(tuned, name, base + delta) - self.folding.fold(source, name, base)
         return self.move(name, delta)
+
+    def _fitted_delta(self, name: str) -> Tensor:
+        """What fitting changed; embeddings that maps reach are contracted with them, all else stays as in target."""
+        assert self.fitted is not None and self.models.tuned is not None
+        old = self.models.target.tensor(name)
+        old = old if old.dtype == torch.float64 else old.float()
+        if name in self.fitted:
+            return self.fitted[name].to(old.dtype) - old
+        if is_embedding(name, self.layout) and self._is_mapped(name):
+            return self.move(name, task_vector(self.models.source, self.models.tuned, name)[0])
+        return torch.zeros_like(old)
+
+    def _is_mapped(self, name: str) -> bool:
+        """Whether every space of a tensor that can move has a map."""
+        spaces = self.layout.params[name].spaces
+        return bool(spaces) and all(one in self.maps.spaces or not self.layout.spaces[one].moves for one in spaces)
 
     def move(self, name: str, x: Tensor) -> Tensor:
         """A tensor of source's coordinates, norms folded where the maps ask for it, in those of target."""
@@ -128,9 +164,11 @@ def port(
     target: ModelLike,
     *,
     out: str | os.PathLike[str] | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str = AUTO,
     alpha: float = 1.0,
     maps: Maps | str | os.PathLike[str] | None = None,
+    inputs: Inputs | None = None,
+    labelled: Labelled | None = None,
     family: str | None = None,
     config: ConfigLike = None,
     null_trials: int = 1,
@@ -146,9 +184,11 @@ def port(
     Args:
         source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, or state dict.
         out: folder to write; None keeps the result in memory (`PortResult.state_dict`).
-        method: a row of `transfuse.METHODS`.
+        method: a row of `transfuse.METHODS`, or "auto" (`auto.py`), which looks at the models and takes one.
         alpha: scale of the task vector.
         maps: maps (or their file) from an earlier `match` of the same two bases.
+        inputs: unlabelled inputs (`evaluate.Inputs`), for methods that go by activations.
+        labelled: a few labelled examples, by which auto takes a scale, and naive where that is better.
         family, config: see `match`.
         null_trials: shuffled targets in the null test; 0 leaves it out. Given maps bring what was found with them.
         verify: run the mapped source against source, and load what was written.
@@ -167,33 +207,105 @@ def port(
     """
     if not math.isfinite(alpha):
         raise InputError(f"alpha is {alpha}; a finite number is needed")
-    row, chosen = get_method(method), MatchOptions(**options)
+    chosen = MatchOptions(**options)
     given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
-    if given is not None:
-        row = method_of_maps(given)
+    row = method_of_maps(given) if given is not None else None if method == AUTO else get_method(method)
+    if labelled is not None and row is not None:
+        raise InputError("labelled examples choose the method and the scale, so they go with method auto alone")
     place = None if out is None else Path(out)
     if place is not None and not dry_run:
         check_output(place, force=force)
-    models = open_models(source, target, tuned, family=family, config=config, need_layout=row.group != "identity")
+    models = open_models(source, target, tuned, family=family, config=config, need_layout=_needs_layout(row))
     if place is not None:
         refuse_inputs(models, place, maps)
     plan = make_plan(models)
     delta = delta_report(models, heads_come=bool(plan.of("carry")))
-    about = _about(models, row, plan, delta, alpha)
+    about = _about(models, plan, delta)
     if dry_run:
         tensors = PortedTensors(models, plan, Maps({}), alpha, None)
-        return PortResult(about | {"dry_run": True}, Maps({}), None, tensors)
-    if given is None:
-        found = match_models(models, row, chosen, null_trials=null_trials, progress=progress)
-    else:
-        found = check_maps(models, given)
-    equivalence = _checked_equivalence(models, row, found, chosen.seed, double) if verify and found.spaces else None
-    tensors = PortedTensors(models, plan, found, alpha, chosen.seed if row.control else None)
-    report = about | _findings(models, row, found, equivalence)
-    result = PortResult(report, found, place, tensors)
+        name, summary = (AUTO, "takes a method when it runs") if row is None else (row.name, row.summary)
+        named = {"method": name, "summary": summary, "alpha": alpha, "dry_run": True}
+        return PortResult(about | named, Maps({}), None, tensors)
+    choice = None
+    if row is None:
+        choice = choose(models, inputs, chosen, null_trials=null_trials, progress=progress)
+        log.info("method %s: %s", choice.method, choice.because)
+        row, given, inputs = METHODS[choice.method], choice.maps, choice.inputs
+        about["choice"] = choice.as_dict()
+    checks = {"null_trials": null_trials, "verify": verify, "double": double, "progress": progress}
+    result = carry(models, plan, row, alpha, maps=given, inputs=inputs, options=chosen, about=about, **checks)
+    if labelled is not None:
+        from .labelled import choose_by_labels  # builds on this module
+
+        result = choose_by_labels(result, labelled, chosen)
     if place is not None:
+        result.out = place
         write_port(result, place, verify=verify, force=force, progress=progress)
     return result
+
+
+def _needs_layout(method: Method | None) -> bool | None:
+    """Whether a method moves anything; auto (None) adds what it has no layout for as it is."""
+    return None if method is None else method.group != "identity" or method.transport != "maps"
+
+
+def carry(
+    models: Models,
+    plan: Plan,
+    method: Method,
+    alpha: float,
+    *,
+    options: MatchOptions,
+    maps: Maps | None = None,
+    inputs: Inputs | None = None,
+    about: Mapping[str, Any] = {},
+    null_trials: int = 0,
+    verify: bool = False,
+    double: bool = False,
+    progress: bool = False,
+) -> PortResult:
+    """The heart of `port`, for models that are open: maps are found (or checked), the task vector is carried.
+
+    Args:
+        models, plan: what is carried, and what happens to every tensor.
+        method, alpha, options, maps, inputs, null_trials, verify, double, progress: see `port`.
+        about: what the report says beside.
+
+    Raises:
+        InputError, VerificationError: see `port`.
+    """
+    needs_inputs = maps is None or method.transport != "maps"
+    prepared = open_inputs(models, method, inputs, options.seed) if needs_inputs else None
+    if maps is None:
+        found = match_models(models, method, options, inputs=prepared, null_trials=null_trials, progress=progress)
+    else:
+        found = check_maps(models, maps)
+    checked = verify and found.spaces and method.group != "rotation"
+    equivalence = _checked_equivalence(models, method, found, options.seed, double) if checked else None
+    tensors = PortedTensors(models, plan, found, alpha, options.seed if method.control else None)
+    if method.transport != "maps":
+        assert prepared is not None
+        tensors = _fitted(tensors, method.transport, prepared, options, progress=progress)
+    report = {**about, "method": method.name, "summary": method.summary, "alpha": alpha}
+    return PortResult(report | _findings(models, method, found, equivalence), found, None, tensors)
+
+
+def _fitted(
+    tensors: PortedTensors, transport: str, inputs: Prepared, options: MatchOptions, *, progress: bool
+) -> PortedTensors:
+    """The same with target's modules fitted, or trained, to do what tuned does."""
+    from .distillation import DistilOptions, distil_port  # both need what evaluation needs
+    from .functional import FitOptions, fit_port
+
+    models, plan, maps, alpha = tensors.models, tensors.plan, tensors.maps, tensors.alpha
+    about = {"device": options.device, "progress": progress}
+    if transport == "fit":
+        start = PortedTensors(models, plan, maps, 1.0, None, fitted={})
+        found = fit_port(start, inputs, FitOptions(ridge=options.ridge), **about)
+    else:
+        start = PortedTensors(models, plan, maps, 0.0, None)
+        found = distil_port(start, inputs, DistilOptions(seed=options.seed), **about)
+    return PortedTensors(models, plan, maps, alpha, None, fitted=found)
 
 
 def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, double: bool) -> Equivalence:
@@ -341,13 +453,10 @@ def check_maps(models: Models, maps: Maps) -> Maps:
     return maps
 
 
-def _about(models: Models, method: Method, plan: Plan, delta: DeltaReport, alpha: float) -> dict[str, Any]:
+def _about(models: Models, plan: Plan, delta: DeltaReport) -> dict[str, Any]:
     opened = {model.role: model.checkpoint for model in models.all()}
     return {
         "transfuse": __version__,
-        "method": method.name,
-        "summary": method.summary,
-        "alpha": alpha,
         "family": models.layout.family,
         "facts": dict(models.layout.facts),
         "models": {role: {"location": one.location, "fingerprint": one.fingerprint()} for role, one in opened.items()},

@@ -16,9 +16,11 @@ from typing import Any, Literal, Self, get_args
 # The extra `bench`; its absence was explained by the imports above.
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .auto import AUTO
 from .evaluate.tasks import TaskSpec
+from .evaluate.unlabelled import SYNTHETIC
 from .match import MatchOptions
-from .methods import METHODS
+from .methods import METHODS, Method
 from .train import InitSpec, TrainSpec
 
 Section = Literal["transport", "alpha", "fewshot", "interpolation"]
@@ -112,6 +114,21 @@ class ModelSpec(Spec):
         return self.model_copy(update=changes)
 
 
+_THEN = {"scale": "", "mask": " + GradFix", "tune": ", then fine-tuning", "nothing": ", no labels"}
+
+
+class InputsSpec(Spec):
+    """Unlabelled inputs of a method that goes by activations.
+
+    Attributes:
+        count: so many training rows.
+        task: whose; None: of the task that is carried. "synthetic": drawn ones.
+    """
+
+    count: int = Field(default=512, ge=2)
+    task: str | None = None
+
+
 class MethodSpec(Spec):
     """A method with its options; in YAML its name alone, or its name with fields of `MatchOptions` beside it.
 
@@ -119,11 +136,16 @@ class MethodSpec(Spec):
         method: a row of `METHODS`.
         name: its label in tables, where one method is there twice.
         options: fields of `MatchOptions`.
+        inputs: what it goes by, where that is activations; auto without them goes by weights.
+        then: what a few labelled examples are for (section fewshot): "scale" (one for each part of the task vector),
+            "mask" (GradFix), "tune" (fine-tuning of what was carried) or "nothing".
     """
 
     method: str
     name: str | None = Field(default=None, alias="label")
     options: dict[str, Any] = Field(default_factory=dict)
+    inputs: InputsSpec | None = None
+    then: Literal["scale", "mask", "tune", "nothing"] = "scale"
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
 
@@ -141,8 +163,8 @@ class MethodSpec(Spec):
 
     @model_validator(mode="after")
     def _is_known(self) -> Self:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
+        if self.method not in METHODS and self.method != AUTO:
+            raise ValueError(f"unknown method {self.method!r}; known: {', '.join((*METHODS, AUTO))}")
         if odd := sorted(set(self.options) - set(match_options())):
             raise ValueError(f"unknown option {odd[0]!r} of method {self.method}; known: {', '.join(match_options())}")
         if self.label in (FINE_TUNING, ORACLE):
@@ -152,7 +174,22 @@ class MethodSpec(Spec):
     @property
     def label(self) -> str:
         """Its name in tables."""
-        return self.name or self.method
+        return self.name or f"{self.method}{_THEN[self.then]}"
+
+    @property
+    def row(self) -> Method | None:
+        """Its row in the table; None: auto, which takes one."""
+        return METHODS.get(self.method)
+
+    @property
+    def by_task(self) -> bool:
+        """Whether it looks at each fine-tune's inputs anew, so that there are no maps for all of them."""
+        return self.row is None or self.row.evidence == "activations"
+
+    @property
+    def wanted_inputs(self) -> InputsSpec | None:
+        """The inputs it is given."""
+        return self.inputs or (InputsSpec() if self.row is not None and self.by_task else None)
 
 
 class TunedSpec(Spec):
@@ -189,13 +226,14 @@ class TransportSpec(Spec):
 
 
 class FewShotSpec(TransportSpec):
-    """One scale for each part of the task vector, learned from a few labelled examples (Table 4); `alphas` is not used.
+    """A few labelled examples: scales of the parts of the task vector (Table 4), GradFix, fine-tuning.
 
     Attributes:
         shots: examples of each class.
         steps, lr: of the descent on the scales.
         per: "layer" or "tensor".
-        tune_lr: of the baseline, plain fine-tuning of target for as many steps.
+        tune_lr: of the baseline, plain fine-tuning of target for as many steps, and of fine-tuning what was carried.
+        alphas: of GradFix, whose scale is cross-validated; one example of a class has the smallest.
     """
 
     shots: list[int] = Field(default=[1, 4, 16], min_length=1)
@@ -325,6 +363,9 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         for task, one in spec.tasks.items():
             yield f"{section}.tasks", "task", task
             yield f"{section}.tasks.{task}.tuned", "model", one.tuned
+        for method in spec.methods:
+            if method.inputs is not None and method.inputs.task not in (None, SYNTHETIC):
+                yield f"{section}.methods.{method.label}.inputs", "task", str(method.inputs.task)
         if spec.support is not None:
             yield f"{section}.support", "task", spec.support
     if recipe.interpolation is not None:
@@ -351,7 +392,7 @@ def _refuse_ambiguity(recipe: Recipe) -> None:
         if twice := {label for label in labels if labels.count(label) > 1}:
             raise ValueError(f"{section}.methods: {sorted(twice)[0]!r} is there twice; give one a label of its own")
         for one in spec.methods:
-            add("method", one.label, (one.method, one.options), f"{section}.methods")
+            add("method", one.label, (one.method, one.options, one.inputs, one.then), f"{section}.methods")
         for label, pair in spec.regimes.items():
             add("target", label, pair, section)
         for task, one in spec.tasks.items() if isinstance(spec, TransportSpec) else ():

@@ -15,13 +15,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
 
 from .axes import Axes
 from .binding import canonical_names
-from .layout import Layout
+from .layout import TOWERS, Layout
 from .layouts import FAMILIES
 from .maps import Identity, Map, Maps
 from .methods import METHODS
@@ -37,24 +38,26 @@ def takes_skips(maps: Maps) -> bool:
     return maps.streams == "junction" and (row is None or row.skips == "mapped")
 
 
-def needed_skips(maps: Maps) -> dict[str, Map]:
+def needed_skips(maps: Maps, ties: Mapping[str, str] = {}) -> dict[str, Map]:
     """The skips that a source carried by these maps is run with, as `skips_of`; none where it takes none."""
-    return skips_of(maps.spaces) if takes_skips(maps) else {}
+    return skips_of(maps.spaces, ties) if takes_skips(maps) else {}
 
 
-def skips_of(spaces: Mapping[str, Map]) -> dict[str, Map]:
+def skips_of(spaces: Mapping[str, Map], ties: Mapping[str, str] = {}) -> dict[str, Map]:
     """The skips that per-junction maps need: P_out P_in^-1 at each residual sum (eq. 12).
 
     Args:
         spaces: space -> map; a junction without a map stays as it is.
+        ties: junctions that take the map of another one (`Layout.ties`).
 
     Returns:
         Space that comes in ("stream.3", "vision.stream.3") -> map of the skip. Skips that do nothing are left out.
     """
     found = {}
-    for into, out in _sums(spaces):
-        size = (spaces.get(into) or spaces[out]).size
-        before, after = (spaces.get(name, Identity(size)) for name in (into, out))
+    for into, out in _sums(spaces, ties):
+        before, after = (spaces.get(ties.get(name, name)) for name in (into, out))
+        size = (before or after or Identity(0)).size
+        before, after = before or Identity(size), after or Identity(size)
         skip = after @ before.inverse()
         if not skip.is_identity:
             found[into] = skip
@@ -95,6 +98,12 @@ def permuted_skips_of(
         yield
 
 
+def sum_behind(layout: Layout, axes: Axes) -> tuple[str, str] | None:
+    """The residual sum that a module with these axes adds to: the space that comes in, and that of the sum."""
+    sums = ((into, out) for into, out in _sums(layout.spaces, layout.ties) if _is_inside(_inputs(axes), into))
+    return next(((into, out) for into, out in sums if _outputs(axes) == {layout.ties.get(out, out)}), None)
+
+
 @dataclass(frozen=True)
 class _Site:
     """One residual sum: the space that comes in, the module that x enters, and the last module of the branch."""
@@ -127,12 +136,13 @@ def _sites(model: nn.Module, layout: Layout, names: Mapping[str, str], skips: Ma
     known = {name: axes for name, axes in layout.params.items() if name in names}
     modules = {name: _owner(model, names[name]) for name in known}
     found = []
-    for into, out in _sums(layout.spaces):
+    for into, out in _sums(layout.spaces, layout.ties):
         if into not in skips:
             continue
-        reader, writer = _reader(layout, known, into), _writer(layout, known, into, out)
+        writer = _writer(layout, known, into, out)
+        reader = _reader(layout, known, into, writer or "")
         if reader is None or writer is None:
-            if any(into in axes.spaces for axes in known.values()):
+            if any(space.startswith(_split(into)[0]) for axes in known.values() for space in axes.spaces):
                 raise Unavailable(f"the residual sum after {into!r} is not between two modules of this model")
             continue  # the other tower's
         if isinstance(modules[reader][0], nn.MultiheadAttention) or isinstance(
@@ -140,7 +150,7 @@ def _sites(model: nn.Module, layout: Layout, names: Mapping[str, str], skips: Ma
         ):
             raise Unavailable("its attention is nn.MultiheadAttention, whose output projection is never called")
         found.append(_Site(into, modules[reader][0], modules[writer][0]))
-    if missing := sorted(skips.keys() - {into for into, _ in _sums(layout.spaces)}):
+    if missing := sorted(skips.keys() - {into for into, _ in _sums(layout.spaces, layout.ties)}):
         raise Unavailable(f"the layout has no residual sum after {missing[0]!r}")
     return found
 
@@ -151,25 +161,32 @@ def _owner(model: nn.Module, parameter: str) -> tuple[nn.Module, nn.Module]:
     return model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
 
 
-def _reader(layout: Layout, known: Mapping[str, Axes], into: str) -> str | None:
+def _reader(layout: Layout, known: Mapping[str, Axes], into: str, writer: str) -> str | None:
     """A tensor of the module that x enters: the norm on its junction, or in post-norm models the first projection."""
-    tower, junction = _split(into)
-    if layout.facts[tower.rstrip(".")]["norm"] == "pre":
-        return _of_role(layout, known, into, "norm")
+    if layout.facts[_split(into)[0].rstrip(".")]["norm"] == "pre":
+        norms = _of_role(layout, known, into, "norm")  # several where towers share their embeddings
+        return max(norms, key=lambda name: shared_path(name, writer), default=None)
     readers = (name for name, axes in known.items() if axes.inputs and _inputs(axes) == {into})
-    return next((name for name in readers if _is_inside(_outputs(known[name]), tower, junction // 2)), None)
+    return next((name for name in readers if _is_inside(_outputs(known[name]), into)), None)
 
 
 def _writer(layout: Layout, known: Mapping[str, Axes], into: str, out: str) -> str | None:
     """A tensor of the last module of the branch: the LayerScale if there is one, else what leads out of the layer."""
-    tower, junction = _split(into)
-    writers = (name for name, axes in known.items() if axes.inputs and _outputs(axes) == {out})
-    ends = (name for name in writers if _is_inside(_inputs(known[name]), tower, junction // 2))
-    return _of_role(layout, known, out, "scale") or next(ends, None)
+    space = layout.ties.get(out, out)
+    writers = (name for name, axes in known.items() if axes.inputs and _outputs(axes) == {space})
+    ends = (name for name in writers if _is_inside(_inputs(known[name]), into))
+    return next(iter(_of_role(layout, known, out, "scale")), None) or next(ends, None)
 
 
-def _of_role(layout: Layout, known: Mapping[str, Axes], space: str, role: str) -> str | None:
-    return next((name for name, axes in known.items() if layout.roles.get(name) == role and space in axes.spaces), None)
+def _of_role(layout: Layout, known: Mapping[str, Axes], junction: str, role: str) -> list[str]:
+    space = layout.ties.get(junction, junction)
+    return [name for name, axes in known.items() if layout.roles.get(name) == role and space in axes.spaces]
+
+
+def shared_path(one: str, other: str) -> int:
+    """How many modules, from the outermost on, two tensors are both in."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _inputs(axes: Axes) -> set[str | None]:
@@ -180,16 +197,18 @@ def _outputs(axes: Axes) -> set[str | None]:
     return {part.space for dim, axis in enumerate(axes.dims or ()) if dim not in axes.inputs for part in axis.parts}
 
 
-def _is_inside(spaces: Iterable[str | None], tower: str, layer: int) -> bool:
-    """Whether these are spaces inside a layer: of its heads or of its MLP."""
-    pattern = rf"{re.escape(tower)}(heads|mlp)\.{layer}(/.*)?"
+def _is_inside(spaces: Iterable[str | None], into: str) -> bool:
+    """Whether these are spaces inside the layer that a junction leads into: of its heads or of its MLP."""
+    tower, junction = _split(into)
+    layer = junction // TOWERS[tower.rstrip(".")]
+    pattern = rf"{re.escape(tower)}(heads\.[^/]+/\w+|heads|mlp)\.{layer}"
     return all(space is not None and re.fullmatch(pattern, space) for space in spaces)
 
 
-def _sums(spaces: Iterable[str]) -> list[tuple[str, str]]:
+def _sums(spaces: Iterable[str], ties: Iterable[str]) -> list[tuple[str, str]]:
     """(space that comes in, space of the sum) for all residual sums whose two junctions may be among `spaces`."""
     found: dict[str, set[int]] = {}
-    for name in spaces:
+    for name in (*spaces, *ties):
         if re.fullmatch(r"(\w+\.)?stream\.\d+", name):
             tower, junction = _split(name)
             found.setdefault(tower, set()).add(junction)

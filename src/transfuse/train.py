@@ -26,7 +26,7 @@ from .evaluate.data import BaseModel, ConfigDict, Field, class_names, model_vali
 from .evaluate.inputs import Batch, Prepared, prepare
 from .evaluate.live import LiveModel, load_class, load_live, of_checkpoint
 from .evaluate.run import Scores, evaluate, loss_of, prepared_for, score_dict
-from .evaluate.tasks import LANGUAGE, ZERO_SHOT, TaskSpec, ValidationError, validation_text
+from .evaluate.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, ValidationError, validation_text
 from .initial import InitSpec, TokenizerSpec, initialise, save
 from .modelling import TEXT_CLASSIFIER
 from .plan import LABEL_HEAD
@@ -37,6 +37,7 @@ __all__ = ["InitSpec", "TokenizerSpec", "TrainSpec", "fit", "initialise", "train
 _AUTO = {
     "image-classification": "AutoModelForImageClassification",
     "text-classification": "AutoModelForSequenceClassification",
+    SEQ2SEQ: "AutoModelForSeq2SeqLM",
     "masked-lm": "AutoModelForMaskedLM",
     "causal-lm": "AutoModelForCausalLM",
 }
@@ -124,7 +125,8 @@ def train(
 
     Image and text classification get a new head (seeded) where base has none for these classes; a head for the same
     classes is trained further. Of a CLIP, text classification takes the text tower alone, its head on the text
-    embedding. Zero-shot models are trained with the cross-entropy over class prototypes.
+    embedding. Zero-shot models are trained with the cross-entropy over class prototypes, seq2seq models with that of
+    the tokens of the right targets.
 
     Args:
         base: model folder or hub id.
@@ -196,7 +198,7 @@ def _start(checkpoint: Checkpoint, spec: TrainSpec, data_dir: Path | None, devic
         config = {**text_config(config), "architectures": config["architectures"]}
         names = [name for name in names if is_of_text_tower(name)]
     state = {name: checkpoint.tensor(name).float() for name in names}
-    if kind not in LANGUAGE:
+    if kind not in (SEQ2SEQ, *LANGUAGE):
         classes = class_names(spec.task.data, data_dir)
         if config["architectures"] != checkpoint.config.get("architectures") or not _same_labels(config, classes):
             state = {name: tensor for name, tensor in state.items() if not LABEL_HEAD.match(name)}

@@ -115,7 +115,8 @@ def _check_real(
 
 
 def _skips(layout: Layout, maps: Maps, config: Mapping[str, Any]) -> Around:
-    return lambda module: permuted_skips_of(module, layout, memory_names(module, layout, config), needed_skips(maps))
+    skips = needed_skips(maps, layout.ties)
+    return lambda module: permuted_skips_of(module, layout, memory_names(module, layout, config), skips)
 
 
 def _moved_outputs(model: Model, layout: Layout) -> dict[str, str]:

@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from .. import __version__
 from ..errors import TransfuseError
-from ..evaluate import LiveModel, TaskSpec, evaluate, score_dict, with_state
+from ..evaluate import Inputs, LiveModel, TaskSpec, evaluate, score_dict, with_state
+from ..evaluate.unlabelled import SYNTHETIC
 from ..interpolate import interpolate
 from ..maps import Maps
 from ..methods import METHODS
 from ..port import PortResult, port
-from ..recipe import FINE_TUNING, ORACLE, FewShotSpec, InterpolationSpec, MethodSpec, TransportSpec
+from ..recipe import FINE_TUNING, ORACLE, FewShotSpec, InterpolationSpec, MethodSpec, TransportSpec, stated
+from ..refine.gradfix import MaskRule, mask_task_vector
 from ..refine.scale import alphas_by_output, few_shot_tune, learn_scales
+from ..refine.selection import choose_shots
 from ..sweep import Blend, blend_of, choose_alpha, live_of, support_state
 from .alignments import describe, find_maps
 from .cells import Cell, Done, Unfinished
@@ -75,7 +80,7 @@ class Regime:
 
     def _task(self, section: str, spec: TransportSpec, task: str) -> Iterator[Done]:
         for method in self._methods(spec):
-            if self.aligned[method.label].maps is None:
+            if not method.by_task and self.aligned[method.label].maps is None:
                 continue  # the alignment is among the failures
             if section == "transport":
                 yield self._transport(spec, task, method)
@@ -96,6 +101,8 @@ class Regime:
         found: dict[str, tuple[MethodSpec, int]] = {}
         for spec in self.sections.values():
             for method in (*verdict_methods(spec), *self._methods(spec)):
+                if method.by_task:
+                    continue
                 trials = spec.null_trials if is_tested(method) and method.label != ORACLE else 0
                 found[method.label] = (method, max(trials, found.get(method.label, (method, 0))[1]))
         return list(found.values())
@@ -131,11 +138,22 @@ class Regime:
         if self._ported is None or self._ported[0] != key:
             names = (self.source, spec.tasks[task].tuned, self.target)
             source, tuned, target = (self.bench.checkpoint(name, self.seed) for name in names)
-            maps = self.aligned[method.label].maps
             options = {"seed": self.seed, "device": self.bench.settings.device}
-            result = port(source, tuned, target, maps=maps, verify=False, null_trials=0, **options)
+            if method.by_task:
+                options |= {"method": method.method, "inputs": self._inputs(method, task), **method.options}
+            else:
+                options["maps"] = self.aligned[method.label].maps
+            result = port(source, tuned, target, verify=False, **options)
             self._ported = (key, result, blend_of(result))
         return self._ported[1], self._ported[2]
+
+    def _inputs(self, method: MethodSpec, task: str) -> Inputs | None:
+        wanted = method.wanted_inputs
+        if wanted is None:
+            return None
+        name = wanted.task or task
+        about = SYNTHETIC if name == SYNTHETIC else self.bench.recipe.tasks[name]
+        return Inputs(about, count=wanted.count, data_dir=self.bench.settings.data_dir)
 
     def _live(self, result: PortResult, blend: Blend) -> LiveModel:
         """The class of the ported model with its processors; its weights do not matter, so one serves all methods."""
@@ -203,43 +221,79 @@ class Regime:
         return self._finished(cell, make)
 
     def _few_shot(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Done:
-        how = {"shots": shots, "steps": spec.steps, "lr": spec.lr, "per": spec.per}
+        ways = {"scale": self._scaled, "mask": self._masked, "tune": self._tuned, "nothing": self._as_it_is}
+        how = {"shots": shots, "then": method.then, **_options_of(spec, method.then)}
         depends = {**self._depends_on(spec, task, method), **how}
         cell = self._cell("fewshot", (task, method.label, shots), depends)
+        return self._finished(cell, partial(ways[method.then], spec, task, method, shots))
 
-        def make() -> Record:
-            result, blend = self._blend(spec, task, method)
-            live, about = self._live(result, blend), self.bench.recipe.tasks[task]
-            rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
-            options = {"per": spec.per, "steps": spec.steps, "lr": spec.lr, "seed": self.seed}
-            learned = learn_scales(live, blend, about, rows, **options)
-            test = self.bench.scores(live, learned.state, about, "test")
-            alphas = alphas_by_output(blend, learned.alphas, spec.per)
-            support = self._on_support(spec, result, blend, alphas, "test")
-            return FewShot(
-                self.seed, self.label, task, method.label, shots, test, support, learned.alphas, learned.losses
-            )
+    def _scaled(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
+        result, blend = self._blend(spec, task, method)
+        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+        rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
+        options = {"per": spec.per, "steps": spec.steps, "lr": spec.lr, "seed": self.seed}
+        learned = learn_scales(live, blend, about, rows, **options)
+        test = self.bench.scores(live, learned.state, about, "test")
+        support = self._on_support(spec, result, blend, alphas_by_output(blend, learned.alphas, spec.per), "test")
+        return FewShot(self.seed, self.label, task, method.label, shots, test, support, learned.alphas, learned.losses)
 
-        return self._finished(cell, make)
+    def _masked(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
+        result, blend = self._blend(spec, task, method)
+        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+        found = mask_task_vector(
+            with_state(live, blend.state(0.0)),
+            blend,
+            about,
+            choose_shots(about, live, shots, data_dir=self.bench.settings.data_dir, seed=self.seed),
+            MaskRule(seed=self.seed),
+            alpha="cv" if shots > 1 else min(spec.alphas),
+            alphas=spec.alphas,
+        )
+        test = self.bench.scores(live, found.blend.state(found.alpha), about, "test")
+        support = self._on_support(spec, result, found.blend, found.alpha, "test")
+        return FewShot(self.seed, self.label, task, method.label, shots, test, support, {"alpha": found.alpha})
+
+    def _tuned(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
+        result, blend = self._blend(spec, task, method)
+        return self._tuned_from(blend.state(), spec, task, method.label, shots, result, blend)
+
+    def _as_it_is(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
+        result, blend = self._blend(spec, task, method)
+        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+        test = self.bench.scores(live, blend.state(), about, "test")
+        support = self._on_support(spec, result, blend, 1.0, "test")
+        return FewShot(self.seed, self.label, task, method.label, shots, test, support)
 
     def _tuning(self, spec: FewShotSpec, task: str, shots: int) -> Done:
-        how = {"shots": shots, "steps": spec.steps, "lr": spec.tune_lr}
-        depends = {**self._depends_on(spec, task, NAIVE), **how}
+        depends = {**self._depends_on(spec, task, NAIVE), "shots": shots, **_options_of(spec, "tune")}
         cell = self._cell("fewshot", (task, FINE_TUNING, shots), depends)
 
         def make() -> Record:
             result, blend = self._blend(spec, task, NAIVE)
-            live, about = self._live(result, blend), self.bench.recipe.tasks[task]
-            rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
-            start = with_state(live, blend.zero_shot())
-            tuned = few_shot_tune(start, about, rows, steps=spec.steps, lr=spec.tune_lr, seed=self.seed)
-            test = self._evaluated(tuned, about)
-            # A head of the task's own says nothing about the support task.
-            own = spec.support is not None and not blend.unmoved
-            support = self._evaluated(tuned, self.bench.recipe.tasks[spec.support or task]) if own else None
-            return FewShot(self.seed, self.label, task, FINE_TUNING, shots, test, support)
+            return self._tuned_from(blend.zero_shot(), spec, task, FINE_TUNING, shots, result, blend)
 
         return self._finished(cell, make)
+
+    def _tuned_from(
+        self,
+        state: Mapping[str, Tensor],
+        spec: FewShotSpec,
+        task: str,
+        label: str,
+        shots: int,
+        result: PortResult,
+        blend: Blend,
+    ) -> Record:
+        """Fine-tuning on the examples, from some weights."""
+        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+        rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
+        start = with_state(live, state)
+        tuned = few_shot_tune(start, about, rows, steps=spec.steps, lr=spec.tune_lr, seed=self.seed)
+        test = self._evaluated(tuned, about)
+        # A head of the task's own says nothing about the support task.
+        own = spec.support is not None and not blend.unmoved
+        support = self._evaluated(tuned, self.bench.recipe.tasks[spec.support or task]) if own else None
+        return FewShot(self.seed, self.label, task, label, shots, test, support)
 
     def _evaluated(self, live: LiveModel, task: TaskSpec) -> Scores:
         return score_dict(evaluate(live, task, self.bench.prepared(task, "test", live)))
@@ -314,10 +368,25 @@ class Regime:
         }
 
     def _method_depends_on(self, method: MethodSpec) -> Any:
-        return {"method": method.method, "options": method.options, "oracle": method.label == ORACLE}
+        wanted = method.wanted_inputs
+        about = {"method": method.method, "options": method.options, "oracle": method.label == ORACLE}
+        if wanted is None:
+            return about
+        named = None if wanted.task in (None, SYNTHETIC) else self.bench.task_depends_on(wanted.task)
+        return {**about, "inputs": [stated(wanted), named]}
 
     def _finished(self, cell: Cell, make: Callable[[], Record]) -> Done:
         return self.bench.cells.read(cell) or make_cell(self.bench, cell, make)
+
+
+def _options_of(spec: FewShotSpec, then: str) -> dict[str, Any]:
+    """What the result of a way to use examples depends on."""
+    return {
+        "scale": {"steps": spec.steps, "lr": spec.lr, "per": spec.per},
+        "mask": {"alphas": spec.alphas},
+        "tune": {"steps": spec.steps, "lr": spec.tune_lr},
+        "nothing": {},
+    }[then]
 
 
 def make_cell(bench: Workbench, cell: Cell, make: Callable[[], Record]) -> Done:

@@ -1,4 +1,4 @@
-"""The commands around several ports: interpolate, sweep, scale, merge."""
+"""The commands around several ports: interpolate, sweep, scale, refine, merge."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from .analysis_text import interpolate_text, merge_text, scale_text, sweep_text
+from .analysis_text import interpolate_text, merge_text, refine_text, scale_text, sweep_text
 from .common import MODELS, RUN_MODELS, Command, app, print_report, set_up
 from .options import (
     common,
     double_option,
+    inputs_of_task,
+    inputs_options,
     maps_option,
     matching,
     null_trials_option,
@@ -43,6 +45,7 @@ from .options import (
 )
 @maps_option
 @matching
+@inputs_of_task
 @common
 def interpolate(source: str, target: str, task: str, points: int, **options: Any) -> None:
     from ..evaluate.tasks import load_task
@@ -75,6 +78,7 @@ def interpolate(source: str, target: str, task: str, points: int, **options: Any
 @verify_option
 @null_trials_option(1)
 @matching
+@inputs_of_task
 @common
 def sweep(
     source: str, tuned: str, target: str, task: str, support: str | None, alphas: str | None, **options: Any
@@ -122,6 +126,7 @@ def sweep(
 @verify_option
 @null_trials_option(1)
 @matching
+@inputs_of_task
 @common
 def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> None:
     from ..evaluate.tasks import load_task
@@ -131,6 +136,75 @@ def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> No
     result = run(source, tuned, target, load_task(task), **rest)
     report = {"out": None if result.out is None else str(result.out), **result.report}
     print_report(_strict(report), as_json, scale_text)
+
+
+@app.command(
+    cls=Command,
+    help="Carry TUNED over to TARGET and keep what goes with the loss gradients of a few labelled examples at TARGET "
+    "(GradFix). No training step." + RUN_MODELS,
+    examples="""
+    transfuse refine old-base my-classifier new-base --task task.yaml --per-class 5 -o refined
+    transfuse refine old-base my-classifier new-base --task task.yaml --per-class 5 --alpha cv --select herding
+    transfuse refine old-base my-classifier new-base --task task.yaml --per-class 5 --method random   # control
+    """,
+)
+@click.argument("source")
+@click.argument("tuned")
+@click.argument("target")
+@task_options
+@click.option(
+    "--per-class", type=click.IntRange(min=1), required=True, help="Labelled examples of each class (blocks in all)."
+)
+@click.option(
+    "--select",
+    type=click.Choice(["random", "herding", "k-medoid", "coreset"]),
+    default="random",
+    show_default=True,
+    help="Which examples; all but random go by TARGET's features.",
+)
+@click.option("--pool", type=click.IntRange(min=1), help="At most so many training rows to choose from; default: all.")
+@click.option("--vote", type=click.Choice(["majority", "mean"]), default="majority", show_default=True)
+@click.option(
+    "--ties",
+    type=click.Choice(["mean", "drop", "keep"]),
+    default="mean",
+    show_default=True,
+    help="Entries with as many votes for as against: the mean gradient decides, or they are left out, or kept.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["normal", "force", "soft-share", "soft-sigmoid", "random", "oracle"]),
+    default="normal",
+    show_default=True,
+    help="The mask; random and oracle are controls.",
+)
+@click.option("--power", default=2.0, show_default=True, help="Of mode soft-share.")
+@click.option("--temperature", default=0.25, show_default=True, help="Of mode soft-sigmoid.")
+@click.option("--oracle", metavar="MODEL", help="TARGET's own fine-tune, for mode oracle.")
+@click.option(
+    "--alpha", default="1", show_default=True, metavar="A|cv", help="Scale of the rest, or cv: by cross-validation."
+)
+@click.option("--alphas", metavar="A,B,...", help="Candidates of --alpha cv, besides 0; default 0.1 to 1 in tenths.")
+@click.option("--folds", type=click.IntRange(min=2), default=4, show_default=True, help="Of --alpha cv.")
+@click.option("--micro-batch", type=click.IntRange(min=1), help="Gradients held at once; default: up to 1 GB of them.")
+@output_options(required=False)
+@maps_option
+@verify_option
+@null_trials_option(1)
+@matching
+@inputs_of_task
+@common
+def refine(source: str, tuned: str, target: str, task: str, alpha: str, alphas: str | None, **options: Any) -> None:
+    from ..evaluate.tasks import load_task
+    from ..refine.gradfix import refine as run
+    from ..sweep import ALPHAS
+
+    as_json, rest = set_up(options)
+    rest["alpha"] = "cv" if alpha == "cv" else _number(alpha)
+    rest["alphas"] = ALPHAS if alphas is None else _numbers(alphas)
+    result = run(source, tuned, target, load_task(task), **rest)
+    report = {"out": None if result.out is None else str(result.out), **result.report}
+    print_report(_strict(report), as_json, refine_text)
 
 
 @app.command(
@@ -153,6 +227,7 @@ def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> No
 @verify_option
 @null_trials_option(1)
 @matching
+@inputs_options
 @common
 def merge(source: str, tuned: tuple[str, ...], target: str, **options: Any) -> None:
     from ..merge import merge as run
@@ -167,6 +242,13 @@ def _numbers(text: str) -> list[float]:
         return [float(piece) for piece in text.split(",")]
     except ValueError as error:
         raise click.UsageError(f"--alphas {text!r}: numbers with commas between them are needed") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise click.UsageError(f"--alpha {text!r}: a number, or cv, is needed") from error
 
 
 def _strict(value: Any) -> Any:

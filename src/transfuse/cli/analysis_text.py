@@ -1,4 +1,4 @@
-"""Reports of interpolate, sweep, scale and merge as text for people."""
+"""Reports of interpolate, sweep, scale, refine and merge as text for people."""
 
 from __future__ import annotations
 
@@ -51,12 +51,36 @@ def sweep_text(report: Mapping[str, Any]) -> str:
 def scale_text(report: Mapping[str, Any]) -> str:
     found = report["scale"]
     rows = [[part, f"{alpha:+.3f}"] for part, alpha in found["alphas"].items()]
-    lines = [port_text({**report, "alpha": f"per {found['per']}, learned from {found['examples']} examples"})]
-    if report["out"] is None:
-        lines = [lines[0].rpartition("\n")[0]]
+    lines = _port_lines(report, f"per {found['per']}, learned from {found['examples']} examples")
     lines += _table(["part", "alpha"], rows)
     lines += [f"{name:<10} {_said(scores)}" for name, scores in found["test"].items()]
     return "\n".join(lines)
+
+
+def refine_text(report: Mapping[str, Any]) -> str:
+    found = report["refine"]
+    rule, mask, checked = found["rule"], found["mask"], found["validation"]
+    how = "" if checked is None else f", by {checked['folds']}-fold cross-validation"
+    lines = _port_lines(report, f"{found['alpha']:g}{how}")
+    lines.append(f"mask       {rule['mode']}, vote {rule['vote']}, ties {rule['ties']}")
+    change = f"loss {_number(found['before'])} before, {_number(found['after'])} after"
+    lines.append(f"examples   {found['examples']}, {found['select']}; {change}")
+    shares = [one for one in ("density", "agreement", "ties", "silent", "oracle_agreement") if one in mask]
+    parts = {"all": mask, **mask["parts"]}
+    rows = [[name, *(_percent(one.get(share)) for share in shares)] for name, one in parts.items()]
+    lines += _table(["part", *(share.replace("_", " ") for share in shares)], rows)
+    lines += [f"{name:<10} {_said(scores)}" for name, scores in found["test"].items()]
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _port_lines(report: Mapping[str, Any], alpha: str) -> list[str]:
+    """Of a port that need not be written, and whose alpha is more than a number."""
+    text = port_text({**report, "alpha": alpha})
+    return [text if report["out"] is not None else text.rpartition("\n")[0]]
 
 
 def merge_text(report: Mapping[str, Any]) -> str:

@@ -71,7 +71,31 @@ def set_up(options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     options["progress"] = not quiet and sys.stderr.isatty()
+    if "labelled" in options:
+        options["labelled"] = _labelled(options)
+    if "inputs" in options:
+        options["inputs"] = _inputs(options)
     return options.pop("as_json"), options
+
+
+def _inputs(options: dict[str, Any]) -> Any:
+    """Unlabelled inputs from `inputs_options`; they use the data folder of a task where there is one."""
+    given, count = options["inputs"], options.pop("inputs_count")
+    data_dir = options["data_dir"] if "task" in click.get_current_context().params else options.pop("data_dir")
+    if given is None:
+        return None
+    from ..evaluate import Inputs
+
+    return Inputs(given, count=count, data_dir=data_dir)
+
+
+def _labelled(options: dict[str, Any]) -> Any:
+    given, per_class = options["labelled"], options.pop("per_class")
+    if given is None:
+        return None
+    from ..auto import Labelled
+
+    return Labelled(given, per_class, options["data_dir"])
 
 
 def print_report(report: Mapping[str, Any], as_json: bool, as_text: Callable[[Mapping[str, Any]], str]) -> None:

@@ -39,8 +39,13 @@ common = options_of(
     ),
     reporting,
 )
-matching = options_of(
-    click.option("--method", default="tied", show_default=True, help="See `transfuse methods`."),
+
+
+def method_option(default: str) -> Callable[[Any], Any]:
+    return click.option("--method", default=default, show_default=True, help="See `transfuse methods`.")
+
+
+_how = options_of(
     click.option(
         "--seed",
         type=click.IntRange(0, 2**62),
@@ -62,6 +67,32 @@ matching = options_of(
     click.option("--spectra-output", is_flag=True, help="Head spectra include the output projection (authors' code)."),
     click.option("--device", default="cpu", show_default=True, help="Where products are computed."),
 )
+_data_dir = click.option(
+    "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where local data sets lie."
+)
+_inputs = options_of(
+    click.option(
+        "--inputs",
+        metavar="TASK|synthetic",
+        help="Unlabelled inputs, for methods that go by activations: the data of a task (YAML or JSON), or drawn ones.",
+    ),
+    click.option(
+        "--inputs-count", type=click.IntRange(min=2), default=512, show_default=True, help="So many of them at most."
+    ),
+    click.option(
+        "--ridge",
+        type=click.FloatRange(min=0),
+        help="Of method functional: pull toward target's own weights; default: chosen on the inputs.",
+    ),
+)
+inputs_options = options_of(_inputs, _data_dir)  # beside `task_options`, which bring the folder: `inputs_of_task`
+inputs_of_task = _inputs
+matching = options_of(method_option("tied"), _how)
+porting = options_of(method_option("auto"), _how)
+labelled_options = options_of(
+    click.option("--labelled", metavar="TASK", help="Labelled examples, by which auto takes method and scale."),
+    click.option("--per-class", type=click.IntRange(min=1), default=5, show_default=True, help="So many of a class."),
+)
 maps_option = click.option("--maps", metavar="FILE", help="Maps from `transfuse match` of the same two bases.")
 verify_option = click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Check the maps, and what is written."
@@ -78,9 +109,7 @@ def null_trials_option(default: int) -> Callable[[Any], Any]:
 
 task_options = options_of(
     click.option("--task", required=True, metavar="TASK", help="What to measure: a YAML or JSON file, or JSON text."),
-    click.option(
-        "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where local data sets lie."
-    ),
+    _data_dir,
     click.option("--limit", type=click.IntRange(min=1), help="At most so many rows of a split, chosen by the seed."),
 )
 split_option = click.option(

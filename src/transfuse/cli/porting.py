@@ -13,11 +13,14 @@ from .common import MODELS, Command, app, print_report, set_up
 from .options import (
     common,
     double_option,
+    inputs_options,
     json_option,
+    labelled_options,
     maps_option,
     matching,
     null_trials_option,
     output_options,
+    porting,
     quiet_option,
     verify_option,
 )
@@ -60,21 +63,24 @@ def inspect(source: str, tuned: str | None, target: str | None, **options: Any) 
 @output_options(what="maps file")
 @null_trials_option(1)
 @matching
+@inputs_options
 @common
 def match(source: str, target: str, out: Path, force: bool, null_trials: int, **options: Any) -> None:
     from ..maps import check_maps_output
-    from ..match import MatchOptions, match_models, stored_null
+    from ..match import MatchOptions, match_models, open_inputs, stored_null
     from ..methods import get_method
     from ..models import open_models
     from ..relation import relation
 
     as_json, rest = set_up(options)
     check_maps_output(out, force=force)
-    progress, row = rest.pop("progress"), get_method(rest.pop("method"))
+    progress, inputs, row = rest.pop("progress"), rest.pop("inputs"), get_method(rest.pop("method"))
     models = open_models(
-        source, target, family=rest.pop("family"), config=rest.pop("config"), need_layout=row.group != "identity"
+        source, target, family=rest.pop("family"), config=rest.pop("config"), need_layout=row.needs_layout
     )
-    maps = match_models(models, row, MatchOptions(**rest), null_trials=null_trials, progress=progress)
+    chosen = MatchOptions(**rest)
+    prepared = open_inputs(models, row, inputs, chosen.seed, progress=progress)
+    maps = match_models(models, row, chosen, inputs=prepared, null_trials=null_trials, progress=progress)
     related = relation(models, maps, stored_null(maps)).as_dict()
     maps.save(out)
     report = {"out": str(out), "method": row.name, **maps.report, "relation": related}
@@ -86,6 +92,7 @@ def match(source: str, target: str, out: Path, force: bool, null_trials: int, **
     help="Carry the fine-tune TUNED of SOURCE over to TARGET: align, transport, check, write." + MODELS,
     examples="""
     transfuse port old-base my-classifier new-base -o ported
+    transfuse port old-base my-classifier new-base -o ported --inputs task.yaml
     transfuse port old-base my-classifier new-base -o ported --method transfusion --alpha 0.8
     transfuse port old-base another-tune new-base -o ported2 --maps maps.safetensors
     transfuse port old-base my-classifier new-base --dry-run
@@ -101,7 +108,9 @@ def match(source: str, target: str, out: Path, force: bool, null_trials: int, **
 @double_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; match and write nothing.")
 @null_trials_option(1)
-@matching
+@porting
+@labelled_options
+@inputs_options
 @common
 def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, **options: Any) -> None:
     from ..port import port as run

@@ -60,6 +60,10 @@ def _relation_lines(found: Mapping[str, Any]) -> list[str]:
 def _match_lines(found: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
+    if "alignment" in found:
+        fits = list(found["alignment"].values())
+        mean = sum(fits) / max(len(fits), 1)
+        return [f"matching   on {found['examples']} inputs; the maps bring {mean:.0%} of the activations together"]
     good = " (the identity is as good)" if found["identity_is_as_good"] else ""
     return [
         f"matching   {found['sweeps']} sweeps, similarity {found['similarity_identity']:.4f} -> "
@@ -68,13 +72,16 @@ def _match_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def match_text(report: Mapping[str, Any]) -> str:
-    lines = _match_lines(report if "sweeps" in report else {}) + _relation_lines(report["relation"])
+    lines = _match_lines(report if "sweeps" in report or "alignment" in report else {}) + _relation_lines(
+        report["relation"]
+    )
     return "\n".join([*lines, f"maps       {report['out']}"])
 
 
 def port_text(report: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{action} {count}" for action, count in report["tensors"].items())
     lines = [f"method     {report['method']}, alpha {report['alpha']}"]
+    lines += [f"why        {report['choice']['because']}"] if "choice" in report else []
     lines += _delta_lines(report["delta"]) if "delta" in report else []  # a merge has many
     if "relation" in report:
         lines += [*_match_lines(report["match"]), *_relation_lines(report["relation"])]

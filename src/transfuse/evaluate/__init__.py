@@ -5,9 +5,11 @@ from .inputs import Prepared, prepare, prepare_rows
 from .live import LiveModel, load_live, module_params, with_state
 from .run import Score, Scores, evaluate, loss_of, score_dict
 from .tasks import TaskSpec, load_task
+from .unlabelled import Inputs
 
 __all__ = [
     "DataSpec",
+    "Inputs",
     "LiveModel",
     "Prepared",
     "Score",

@@ -209,7 +209,7 @@ def _read(spec: DataSpec, split: str, data_dir: Path | None) -> Dataset:
     if place is None:
         _check_hub_id(spec)
     datasets = need("datasets")
-    with _no_bars(datasets):
+    with no_bars(datasets):
         if place is None:
             return _read_hub(datasets, spec, split)
         kind, files, options = _files(spec, place, split)
@@ -274,7 +274,7 @@ def _with_builder(spec: DataSpec, files: list[Path]) -> tuple[str, list[str], di
 
 
 @contextmanager
-def _no_bars(datasets: Any) -> Iterator[None]:
+def no_bars(datasets: Any) -> Iterator[None]:
     """The bars of reading would mix with our own."""
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bar()

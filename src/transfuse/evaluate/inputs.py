@@ -15,8 +15,8 @@ from tqdm import tqdm
 from ..errors import InputError
 from .data import Split, few_shot, load_split
 from .live import LiveModel
-from .tasks import LANGUAGE, ZERO_SHOT, TaskSpec
-from .tokens import Batch, blocks_of, prompts_of, texts_of
+from .tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec
+from .tokens import Batch, blocks_of, prompts_of, targets_of, texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +47,7 @@ class Prepared:
         rows: numbers of the rows that are used, in the order of evaluation.
         classes: class names in label order; empty for language models.
         batch_size: of `batches`.
-        extra: tensors that every batch gets as they are: the tokens of prompts, or class prototypes.
+        extra: tensors that every batch gets as they are: the tokens of prompts or targets, or class prototypes.
     """
 
     source: Source
@@ -130,7 +130,8 @@ def prepare_rows(task: TaskSpec, rows: Dataset, live: LiveModel, *, seed: int = 
         source = texts_of(task, rows, live)
         # Texts of one length together: less padding to compute.
         order = source.lengths.argsort(stable=True)
-        return Prepared(source, order, classes, task.batch_size, _order(live, classes))
+        extra = targets_of(task, classes, live) if task.kind == SEQ2SEQ else _order(live, classes)
+        return Prepared(source, order, classes, task.batch_size, extra)
     source = _images(rows, live, progress)
     extra = prompts_of(task, classes, live) if task.kind == ZERO_SHOT else _order(live, classes)
     return Prepared(source, torch.arange(len(source)), classes, task.batch_size, extra)

@@ -17,7 +17,7 @@ from ..errors import InputError
 from .extras import need
 from .inputs import Batch, Prepared, label_columns
 from .live import LiveModel
-from .tasks import LANGUAGE, ZERO_SHOT, TaskSpec
+from .tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec
 
 Params = Mapping[str, Tensor] | None
 Scores = dict[str, float]  # metric -> value
@@ -35,7 +35,8 @@ def evaluate(live: LiveModel, task: TaskSpec, prepared: Prepared, *, progress: b
     """Runs a model on prepared inputs.
 
     Returns:
-        `loss` and `accuracy` of classification, `loss` and `perplexity` of language models; the primary metric if it is
+        `loss` and `accuracy` of classification (of seq2seq tasks the mean loss of the tokens of the right targets, and
+        how often these are the likeliest), `loss` and `perplexity` of language models; the primary metric if it is
         another; `examples`, the number of rows (blocks of tokens for language models).
 
     Raises:
@@ -56,7 +57,7 @@ def score_dict(scores: Sequence[Score]) -> Scores:
 
 
 def loss_of(live: LiveModel, task: TaskSpec, batch: Batch, *, params: Params = None) -> Tensor:
-    """Mean loss of one batch of `Prepared`, a scalar that can be differentiated.
+    """Mean loss of one batch of `Prepared` (of an example, or of a predicted token), a scalar to be differentiated.
 
     Args:
         live: the model.
@@ -68,17 +69,25 @@ def loss_of(live: LiveModel, task: TaskSpec, batch: Batch, *, params: Params = N
     if task.kind in LANGUAGE:
         losses, count = _token_losses(live, task, batch, params)
         return losses / count
+    if task.kind == SEQ2SEQ:
+        targets = batch["targets"][batch["labels"]]
+        losses, _ = _target_losses(live, batch, targets, params)
+        return losses.sum() / (targets >= 0).sum()
     return functional.cross_entropy(class_logits(live, task, batch, params=params), batch["labels"])
 
 
 def class_logits(live: LiveModel, task: TaskSpec, batch: Batch, *, params: Params = None) -> Tensor:
     """Logits (n, classes) in the order of the data's classes, float32 or float64.
 
+    Those of a seq2seq task are the log-likelihoods of the texts that stand for the classes, summed over their tokens.
+
     A zero-shot model's class prototypes are the means, over the templates, of normalised text features, normalised
     again; its logits are exp(logit_scale) times the cosines with them (Radford et al. 2021, 3.1.4).
     """
     if task.kind == ZERO_SHOT:
         logits = _zero_shot_logits(live, task, batch, params)
+    elif task.kind == SEQ2SEQ:
+        logits = _target_scores(live, batch, params)
     else:
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "columns")}
         logits = getattr(_call(live, params, "forward", **inputs), "logits", None)
@@ -94,7 +103,7 @@ def class_logits(live: LiveModel, task: TaskSpec, batch: Batch, *, params: Param
 def class_prototypes(live: LiveModel, task: TaskSpec, batch: Batch, *, params: Params = None) -> Tensor:
     """Class prototypes (classes, features) of a zero-shot model, from the prompts of a batch."""
     prompts = {name.removeprefix("prompt_"): value for name, value in batch.items() if name.startswith("prompt_")}
-    features = _normalised(_pooled(_call(live, params, "get_text_features", **prompts)))
+    features = _normalised(pooled(_call(live, params, "get_text_features", **prompts)))
     return _normalised(features.unflatten(0, (-1, len(task.templates))).mean(1))
 
 
@@ -102,7 +111,7 @@ def _zero_shot_logits(live: LiveModel, task: TaskSpec, batch: Batch, params: Par
     check_zero_shot(live)
     given = batch.get("prototypes")
     prototypes = class_prototypes(live, task, batch, params=params) if given is None else given
-    features = _normalised(_pooled(_call(live, params, "get_image_features", pixel_values=batch["pixel_values"])))
+    features = _normalised(pooled(_call(live, params, "get_image_features", pixel_values=batch["pixel_values"])))
     scale = (params or {}).get("logit_scale", live.model.logit_scale)
     return scale.exp() * features @ prototypes.T  # type: ignore[operator]
 
@@ -116,7 +125,7 @@ def check_zero_shot(live: LiveModel) -> None:
         )
 
 
-def _pooled(output: Any) -> Tensor:
+def pooled(output: Any) -> Tensor:
     """Features: older versions of transformers return the tensor itself."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
@@ -129,6 +138,40 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _target_scores(live: LiveModel, batch: Batch, params: Params) -> Tensor:
+    """The log-likelihood of every class's target (n, classes). The encoder runs once."""
+    scores, encoded = [], None
+    for target in batch["targets"]:
+        alike = target[target >= 0].expand(len(batch["input_ids"]), -1)
+        losses, encoded = _target_losses(live, batch, alike, params, encoded)
+        scores.append(-losses.sum(1))
+    return torch.stack(scores, 1)
+
+
+def _target_losses(
+    live: LiveModel, batch: Batch, targets: Tensor, params: Params, encoded: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The losses of the tokens of targets (n, length), 0 where these are padding, and what the encoder gave."""
+    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("labels", "targets")}
+    inputs |= {"decoder_input_ids": shifted(live, targets), "use_cache": False}
+    inputs |= {} if encoded is None else {"encoder_outputs": (encoded,)}
+    found = _call(live, params, "forward", **inputs)
+    losses = functional.cross_entropy(_wide(found.logits).transpose(1, 2), targets, reduction="none")
+    return losses, found.encoder_last_hidden_state
+
+
+def shifted(live: LiveModel, targets: Tensor) -> Tensor:
+    """What the decoder sees before it writes targets (n, length), by the model's own rule."""
+    shift = getattr(live.model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is None:
+        kind = type(live.model).__name__
+        raise InputError(f"{live.location}: the class {kind} has no decoder that writes texts, needed for {SEQ2SEQ}")
+    try:
+        return shift(targets)
+    except ValueError as error:
+        raise InputError(f"{live.location}: {error}") from error
+
+
 class _Method(nn.Module):
     """A method of a model as a module, since `functional_call` runs only `forward`."""
 
@@ -136,12 +179,13 @@ class _Method(nn.Module):
         super().__init__()
         self.model, self.method = model, method
 
-    def forward(self, **inputs: Tensor) -> Any:
+    def forward(self, **inputs: Any) -> Any:
         return getattr(self.model, self.method)(**inputs)
 
 
-def _call(live: LiveModel, params: Params, method: str, **inputs: Tensor) -> Any:
-    inputs = {name: x.to(live.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+def _call(live: LiveModel, params: Params, method: str, **inputs: Any) -> Any:
+    floating = {n: x.to(live.dtype) for n, x in inputs.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    inputs |= floating
     if params is None:
         return live.model(**inputs) if method == "forward" else getattr(live.model, method)(**inputs)
     given = {f"model.{name}": tensor for name, tensor in params.items()}
@@ -166,7 +210,7 @@ def _class_scores(live: LiveModel, task: TaskSpec, prepared: Prepared, progress:
     scores, truth = torch.cat(logits), torch.cat(labels)
     guess = scores.argmax(-1)
     found = {
-        "loss": functional.cross_entropy(scores, truth).item(),
+        "loss": _mean_loss(task, prepared, scores, truth),
         "accuracy": (guess == truth).double().mean().item(),
     }
     if task.primary not in found:
@@ -174,8 +218,17 @@ def _class_scores(live: LiveModel, task: TaskSpec, prepared: Prepared, progress:
     return found
 
 
+def _mean_loss(task: TaskSpec, prepared: Prepared, scores: Tensor, truth: Tensor) -> float:
+    if task.kind != SEQ2SEQ:
+        return functional.cross_entropy(scores, truth).item()
+    tokens = (prepared.extra["targets"] >= 0).sum(1)[truth].sum()
+    return -(scores.gather(1, truth[:, None]).sum() / tokens).item()
+
+
 def prepared_for(live: LiveModel, task: TaskSpec, prepared: Prepared) -> Prepared:
     """Prepared inputs with what depends on the model but on no image: class prototypes, or the order of its labels."""
+    if task.kind == SEQ2SEQ:
+        return prepared
     if task.kind != ZERO_SHOT:
         return prepared.with_extra(columns=label_columns(live, prepared.classes))
     check_zero_shot(live)

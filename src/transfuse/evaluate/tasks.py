@@ -13,11 +13,17 @@ from ..errors import InputError
 from .data import DataSpec
 
 Kind = Literal[
-    "image-classification", "zero-shot-image-classification", "text-classification", "masked-lm", "causal-lm"
+    "image-classification",
+    "zero-shot-image-classification",
+    "text-classification",
+    "seq2seq",
+    "masked-lm",
+    "causal-lm",
 ]
 Metric = Literal["accuracy", "matthews_correlation", "f1", "loss", "perplexity"]
 
 ZERO_SHOT = "zero-shot-image-classification"
+SEQ2SEQ = "seq2seq"
 LANGUAGE = ("masked-lm", "causal-lm")
 _OF_LANGUAGE = ("loss", "perplexity")
 
@@ -29,6 +35,7 @@ class TaskSpec(BaseModel):
         kind: which model output is scored, and how.
         data: its data.
         templates: prompts of a zero-shot task; {} stands for the class name.
+        targets: of a seq2seq task, the text that stands for each class, in label order; None: the names of the classes.
         max_length: tokens of a text, or of a block of a language model.
         batch_size: of evaluation. It changes no result but the last bits.
         metric: the primary metric; None: accuracy, or the loss of language models. "f1" is that of class 1 for two
@@ -41,6 +48,7 @@ class TaskSpec(BaseModel):
     kind: Kind
     data: DataSpec
     templates: list[str] = Field(default=["a photo of a {}."], min_length=1)
+    targets: list[str] | None = None
     max_length: int = Field(default=128, ge=4)
     batch_size: int = Field(default=128, ge=1)
     metric: Metric | None = None

@@ -1,4 +1,4 @@
-"""Texts as tokens: texts with labels, prompts of classes, and blocks for language models."""
+"""Texts as tokens: texts with labels, prompts and targets of classes, and blocks for language models."""
 
 from __future__ import annotations
 
@@ -123,6 +123,21 @@ def prompts_of(task: TaskSpec, classes: Sequence[str], live: LiveModel) -> dict[
         return {"prompt_input_ids": torch.cat([ids, padding], 1).long()}
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
     return {"prompt_input_ids": ids.long(), "prompt_attention_mask": mask.long()}
+
+
+def targets_of(task: TaskSpec, classes: Sequence[str], live: LiveModel) -> dict[str, Tensor]:
+    """The tokens of the text that stands for each class: (classes, longest), -100 behind the end."""
+    texts = task.targets or [name.replace("_", " ") for name in classes]
+    if len(texts) != len(classes):
+        raise InputError(f"data set {task.data.path}: {len(texts)} targets for {len(classes)} classes")
+    given = _tokenizer_of(live)(text_target=texts, truncation=True, max_length=task.max_length)["input_ids"]
+    targets = _pad(given, torch.tensor([len(one) for one in given]), _IGNORED).long()
+    if len(targets.unique(dim=0)) < len(targets):
+        raise InputError(
+            f"{live.location}: two classes have the same tokens as their target ({', '.join(texts[:5])}); give others "
+            "in the key 'targets'"
+        )
+    return {"targets": targets}
 
 
 # --- blocks of text for language models ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from .dinov2_with_registers import DINOV2_WITH_REGISTERS
 from .distilbert import DISTILBERT
 from .open_clip import OPEN_CLIP
 from .reference import REFERENCE
+from .t5 import T5
 from .timm_vit import TIMM_VIT, is_plain_vit
 from .torch_encoder import TORCH_ENCODER
 from .vit import DEIT, DINOV2, VIT
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
         DINOV2_WITH_REGISTERS,
         CLIP,
         SIGLIP,
+        T5,
         OPEN_CLIP,
         TIMM_VIT,
         TORCH_ENCODER,

@@ -26,7 +26,8 @@ class Maps:
     Attributes:
         spaces: space name (as in the layout the maps were made for) -> map.
         family, method: names of the layout family and of the method.
-        streams: "tied" (one residual stream) or "junction" (one at every residual sum).
+        streams: "tied" (one residual stream), "junction" (one at every residual sum) or "module" (maps of its own at
+            both ends of every module).
         tie_qkv: whether one inner map serves q, k and v of a head.
         norms: "kept", or "folded": the maps are between models whose norm gains are folded (`canonical.py`).
         source, target: fingerprints of the two bases; maps are refused for others.
@@ -133,9 +134,9 @@ def _checked_about(path: str | os.PathLike[str], about: Any) -> dict[str, Any]:
             raise InputError(f"{path}: {key!r} in its metadata is not {kind.__name__}: {DAMAGED}")
     if unknown := sorted(about.keys() - _ABOUT.keys() - {"format_version"}):
         raise InputError(f"{path}: its metadata has unknown keys {unknown}: {DAMAGED}")
-    for key, known in (("streams", ("tied", "junction")), ("norms", ("kept", "folded"))):
+    for key, known in (("streams", ("tied", "junction", "module")), ("norms", ("kept", "folded"))):
         if about[key] not in known:
-            raise InputError(f"{path}: {key!r} is {about[key]!r}, neither {known[0]!r} nor {known[1]!r}: {DAMAGED}")
+            raise InputError(f"{path}: {key!r} is {about[key]!r}, none of {', '.join(known)}: {DAMAGED}")
     return about
 
 

@@ -98,7 +98,8 @@ class Ascent:
         """Spaces that are set together: those that share heads; every other one alone."""
         moving = [s.name for s in self.evidence.layout.spaces.values() if s.moves and self.evidence.holders(s.name)]
         ordered = sorted(moving, key=forward_position)
-        groups = [tuple(found) for _, found in groupby(ordered, key=lambda s: s.split("/")[0])]
+        heads = {name: space.heads for name, space in self.evidence.layout.spaces.items()}
+        groups = [tuple(found) for _, found in groupby(ordered, key=lambda s: s.split("/")[0] if heads[s] else s)]
         if self.options.order is not None:
             shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.options.order))
             groups = [groups[i] for i in shuffled.tolist()]

@@ -41,6 +41,7 @@ def couple(evidence: WeightEvidence, solver: str) -> dict[str, Map]:
     for space in sorted(moving, key=forward_position):
         found = _solve(_costs(evidence, space, maps), solver)
         before = _STREAM.sub(lambda m: f"{m[1]}{int(m[2]) - 1}", space)
+        before = evidence.layout.ties.get(before, before)
         if before != space and isinstance(incoming := maps.get(before), Coupling):
             found = (found + incoming.weight) / 2
         maps[space] = Coupling(found)

@@ -72,12 +72,17 @@ def identity_heads(count: int, width: int, heads: Tensor | None = None) -> PerHe
 
 
 def _inner(block: Tensor, group: str) -> Map:
-    return Orthogonal(best_rotation(block)) if group == "orthogonal" else Permutation(best_permutation(block))
+    return Orthogonal(best_rotation(block)) if _rotates(block, group) else Permutation(best_permutation(block))
+
+
+def _rotates(blocks: Tensor, group: str) -> bool:
+    """One unit alone could only change its sign, which what a head adds to its attention (T5's biases) must not."""
+    return group == "orthogonal" and blocks.shape[-1] > 1
 
 
 def _pair_scores(blocks: Tensor, group: str) -> Tensor:
     """(target head, source head): what the best inner map of each pair reaches."""
-    if group == "orthogonal":  # the nuclear norm
+    if _rotates(blocks, group):  # the nuclear norm
         return torch.linalg.svdvals(blocks.double()).sum(-1)
     scored = [[permutation_score(block, best_permutation(block)) for block in row] for row in blocks]
     return torch.tensor(scored, dtype=torch.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,17 @@ def parts_of(blend: Blend, per: Per) -> dict[str, str]:
     return {out: part_of(blend.names[out]) if per == "layer" else blend.names[out] for out in moving}
 
 
+def moving_parts(blend: Blend, per: Per) -> dict[str, str]:
+    """`parts_of`, of which there is at least one.
+
+    Raises:
+        InputError: the task vector is zero.
+    """
+    if parts := parts_of(blend, per):
+        return parts
+    raise InputError("the transported task vector is zero: there is nothing to scale or to mask")
+
+
 def learn_scales(
     live: LiveModel,
     blend: Blend,
@@ -101,14 +112,12 @@ def learn_scales(
     """
     _check(per, steps, lr)
     _check_examples(prepared)
-    parts = parts_of(blend, per)
-    if not parts:
-        raise InputError("the transported task vector is zero: there is nothing to scale")
+    parts = moving_parts(blend, per)
     order = {part: i for i, part in enumerate(dict.fromkeys(parts.values()))}
     alphas = torch.full((len(order),), float(init), dtype=live.dtype, device=live.device, requires_grad=True)
     frozen = {name: x.to(live.device, live.dtype) for name, x in blend.state(0.0).items() if x.is_floating_point()}
     update = {name: blend.update[name].to(live.device, live.dtype) for name in parts}
-    rows = _fixed(live, task, prepared, parts, blend)
+    rows = fixed_inputs(with_state(live, blend.state(0.0)), task, prepared, parts)
 
     def loss(batch: Batch) -> Tensor:
         moved = {name: frozen[name] + alphas[order[parts[name]]] * x for name, x in update.items()}
@@ -163,16 +172,21 @@ def few_shot_tune(
     return tuned
 
 
-class ScaledTensors(PortedTensors):
-    """The tensors of a port whose task vector is scaled part by part."""
+class RefinedTensors(PortedTensors):
+    """The tensors of a port that adds something else than its task vector.
 
-    def __init__(self, whole: PortedTensors, scales: Mapping[str, float]):
+    Args:
+        whole: the port.
+        added: canonical name of a tensor -> what is added to target's.
+    """
+
+    def __init__(self, whole: PortedTensors, added: Callable[[str], Tensor]):
         super().__init__(whole.models, whole.plan, whole.maps, 1.0, whole.noise_seed)
-        self.whole, self.scales = whole, scales
+        self.added = added
 
     def delta(self, name: str) -> Tensor:
-        """The task vector of one tensor in the coordinates of target, times its scale."""
-        return self.scales[name] * self.whole.delta(name)
+        """What is added to one tensor of target."""
+        return self.added(name)
 
 
 def scale(
@@ -227,7 +241,7 @@ def scale(
     _check(per, steps, lr)
     place = None if out is None else Path(out)
     if place is not None:
-        _check_place(place, (source, tuned, target), maps, family, config, force=force)
+        check_place(place, (source, tuned, target), maps, family, config, force=force)
     known = {"family": family, "config": config, "method": method, "maps": maps}
     common = {"seed": seed, "device": device, "progress": progress}
     result = port(source, tuned, target, verify=verify, **known, **common, **options)
@@ -236,7 +250,7 @@ def scale(
     examples = prepare(task, "train", live, data_dir=data_dir, shots=shots, seed=seed)
     learn: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
     found = learn_scales(live, blend, task, examples, per=per, lr=lr, init=init, **learn)
-    lives = _compared(live, blend, found)
+    lives = compared(live, blend, scaled=found.state)
     if baseline_lr is not None:
         lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=baseline_lr, **learn)
     rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
@@ -247,14 +261,14 @@ def scale(
         result,
         report=result.report | {"scale": {**asked, **learned, "test": test}},
         out=place,
-        tensors=_scaled_tensors(result, blend, found, per),
+        tensors=_scaled_tensors(result.tensors, blend, found, per),
     )
     if place is not None:
         write_port(scaled, place, card=partial(_card, per=per), verify=verify, force=force, progress=progress)
     return scaled
 
 
-def _check_place(
+def check_place(
     place: Path, models: Sequence[ModelLike], maps: Any, family: str | None, config: ConfigLike, *, force: bool
 ) -> None:
     """Says whether the result can be written, before anything is matched."""
@@ -263,30 +277,33 @@ def _check_place(
     refuse_inputs(open_models(source, target, tuned, family=family, config=config, need_layout=False), place, maps)
 
 
-def _compared(live: LiveModel, blend: Blend, found: ScaleResult) -> dict[str, LiveModel]:
-    """The models that are scored beside each other."""
-    return {
-        "zero-shot": with_state(live, blend.zero_shot()),
-        "alpha-1": live,
-        "scaled": with_state(live, found.state),
-    }
+def compared(live: LiveModel, blend: Blend, **refined: Mapping[str, Tensor]) -> dict[str, LiveModel]:
+    """The models that are scored beside each other: target, the whole task vector, what came of it (its weights)."""
+    states = {"zero-shot": blend.zero_shot(), "alpha-1": blend.state(), **refined}
+    return {name: with_state(live, state) for name, state in states.items()}
 
 
-def _scaled_tensors(result: PortResult, blend: Blend, found: ScaleResult, per: Per) -> ScaledTensors:
+def _scaled_tensors(whole: PortedTensors, blend: Blend, found: ScaleResult, per: Per) -> RefinedTensors:
     alphas = alphas_by_output(blend, found.alphas, per)
-    return ScaledTensors(result.tensors, {blend.names[out]: alpha for out, alpha in alphas.items()})
+    scales = {blend.names[out]: alpha for out, alpha in alphas.items()}
+    return RefinedTensors(whole, lambda name: scales[name] * whole.delta(name))
 
 
 def _card(models: Models, report: Mapping[str, Any], *, per: Per) -> str:
     return model_card(models, {**report, "alpha": f"learned per {per} from {report['scale']['examples']} examples"})
 
 
-def _fixed(live: LiveModel, task: TaskSpec, prepared: Prepared, parts: Mapping[str, str], blend: Blend) -> Prepared:
-    """Examples with all that the alphas do not change: class prototypes too, unless the text tower moves."""
-    moving = {name for name, stored in live.stored_names.items() if stored in parts}
-    if task.kind == ZERO_SHOT and any(is_of_text_tower(name) for name in moving):
+def fixed_inputs(live: LiveModel, task: TaskSpec, prepared: Prepared, moving: Collection[str]) -> Prepared:
+    """Examples with all that the moving tensors do not change: class prototypes too, unless the text tower moves.
+
+    Args:
+        live: the model before anything moves.
+        moving: output names of tensors.
+    """
+    names = {name for name, stored in live.stored_names.items() if stored in moving}
+    if task.kind == ZERO_SHOT and any(is_of_text_tower(name) for name in names):
         return prepared
-    return prepared_for(with_state(live, blend.state(0.0)), task, prepared)
+    return prepared_for(live, task, prepared)
 
 
 def _order(rows: Prepared, batch_size: int | None, seed: int) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..bench.records import AlphaCurve, FewShot, Interpolated, Metric, Ported, Results, Scores, SectionPlan, ZeroShot
+from ..layout import tower_of
 from .style import Figure, Look, add_legend, drawing, finished, looks_of, new_figure, points
 from .tables import Lookup, RegimeReport, SectionReport, picked
 from .values import Value, difference, score_of, unit_of, value_of
@@ -103,7 +104,7 @@ def _towers(parts: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     layers = [part for part in dict.fromkeys(parts) if re.search(r"\.\d+$", part)]
     for part in layers or dict.fromkeys(parts):
-        tower = next((one for one in ("text", "vision", "visual") if one in part), "")
+        tower = next((one for one in ("text", "vision", "visual", "decoder") if one in part), "")
         found.setdefault(tower, []).append(part)
     return {tower: sorted(one, key=_depth) for tower, one in found.items()}
 
@@ -117,7 +118,7 @@ def _short(part: str) -> str:
     number = re.search(r"^(.*?)[a-z_]*\.(\d+)$", part)
     if not number:
         return part
-    tower = next((one for one in ("text", "vision") if part.startswith(f"{one}.heads")), "")
+    tower = tower_of(part) if ".heads." in part else ""
     return f"{tower} {int(number[2]) + 1}".strip()
 
 

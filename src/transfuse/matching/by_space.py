@@ -1,0 +1,60 @@
+"""Maps of all spaces at once, from scores that depend on no other map: activations, unlike weights, need no ascent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ..layout import Layout, Space
+from ..maps import Map, Orthogonal, PerHead, Permutation
+from .assignment import best_permutation
+from .heads import identity_heads, inner_maps, joint_heads
+from .procrustes import best_rotation
+
+
+def best_maps(scores: Mapping[str, Tensor], form: Layout, group: str) -> dict[str, Map]:
+    """The best map of every space.
+
+    Args:
+        scores: space -> (target units, source units), as from `activations.scores_of`.
+        form: whose spaces they are.
+        group: "permutation"; "orthogonal": rotations where the layout allows them, permutations elsewhere; "rotation":
+            rotations everywhere, heads whole.
+    """
+    known = {space: one for space, one in scores.items() if form.spaces[space].moves and one.any()}
+    found: dict[str, Map] = {s: _best(known[s], form, s, group) for s in known if form.spaces[s].heads is None}
+    inside = sorted((space for space in form.spaces.values() if space.heads and space.moves), key=_heads_of)
+    for _, sharing in groupby(inside, key=_heads_of):
+        found |= _best_heads(known, list(sharing), "permutation" if group == "permutation" else "orthogonal")
+    return found
+
+
+def _heads_of(space: Space) -> str:
+    """Spaces inside the same heads have this in common."""
+    return space.name.split("/")[0]
+
+
+def _best_heads(scores: Mapping[str, Tensor], spaces: list[Space], inner: str) -> dict[str, PerHead]:
+    """The maps of spaces inside the same heads.
+
+    Units without scores (T5's position biases) have to go where their heads go, so those stay then.
+    """
+    count = spaces[0].heads or 0
+    known = {space.name: scores[space.name] for space in spaces if space.name in scores}
+    if len(known) == len(spaces):
+        return joint_heads(known, count, inner)
+    order = torch.arange(count)
+    found = {space: inner_maps(one, order, inner) for space, one in known.items()}
+    rest = [space for space in spaces if known and space.name not in known]
+    return found | {space.name: identity_heads(count, space.size // count) for space in rest}
+
+
+def _best(scores: Tensor, form: Layout, space: str, group: str) -> Map:
+    if group == "rotation":
+        return Orthogonal(best_rotation(scores))
+    if group == "orthogonal" and form.spaces[space].group == "rotation":
+        return Orthogonal(best_rotation(scores, keep_ones=True))
+    return Permutation(best_permutation(scores))

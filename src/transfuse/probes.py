@@ -1,0 +1,136 @@
+"""Real models on unlabelled inputs, watched at their linear modules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .evaluate.inputs import Prepared
+from .evaluate.live import LiveModel, load_class
+from .evaluate.tokens import Batch
+from .layout import Layout
+from .modelling import complete_config
+from .models import Model
+from .skips import memory_names
+from .taps import Call, Seen, Site, block_of, call_of, call_order, find_sites, observe
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A real model that is run on inputs.
+
+    Attributes:
+        module: the transformers class, in eval mode.
+        sites: its linear modules, by canonical name of the weight.
+        names: canonical tensor name -> name of the parameter in memory.
+    """
+
+    module: nn.Module
+    sites: Mapping[str, Site]
+    names: Mapping[str, str]
+
+    def see(self, batch: Batch, names: list[str]) -> dict[str, Seen]:
+        """What these sites see; those that the inputs do not reach miss."""
+        return observe(self.module, [self.sites[n] for n in names if n in self.sites], lambda: self.run(batch))
+
+    def size_of(self, inputs: Prepared, names: list[str], budget: int = 2**28) -> int:
+        """So many inputs at once that what these sites see of them takes no more than `budget` bytes."""
+        longest = inputs.batch(torch.tensor([len(inputs) - 1]))
+        seen = self.see(longest, names).values()
+        one = sum(x.nbytes for each in seen for x in (each.x, each.y, each.carry) if x is not None)
+        return max(1, min(inputs.batch_size, budget // max(one, 1)))
+
+    def order(self, batch: Batch) -> list[list[str]]:
+        """The sites that the inputs reach, in the order of the run; those with one input stand together."""
+        return call_order(self.module, list(self.sites.values()), lambda: self.run(batch))
+
+    def run(self, batch: Batch) -> object:
+        """Runs the model; of a model of two towers only the one that the inputs are for."""
+        parameter = next(self.module.parameters())
+        inputs: dict[str, Any] = {
+            name: x.to(parameter.device, parameter.dtype if x.is_floating_point() else x.dtype)
+            for name, x in batch.items()
+            if name in ("pixel_values", "input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
+        }
+        for wanted, method in (("pixel_values", "get_image_features"), ("input_ids", "get_text_features")):
+            if wanted in inputs and hasattr(self.module, method):
+                return getattr(self.module, method)(**inputs)
+        if "use_cache" in inspect.signature(self.module.forward).parameters:
+            inputs["use_cache"] = False  # one that a layer adds to would change what it does when it is called again
+        return self.module(**inputs)
+
+
+class Replay:
+    """A probe that runs a layer from what it was called with before, not the whole model from the start.
+
+    It holds the calls of one layer for all batches. What lies before that layer must not change meanwhile.
+    """
+
+    def __init__(self, probe: Probe):
+        self.probe = probe
+        self._block: str | None = None
+        self._calls: dict[int, Call | None] = {}
+
+    def see(self, number: int, batch: Batch, names: list[str]) -> dict[str, Seen]:
+        """What these sites see of the batch of that number."""
+        probe = self.probe
+        sites = [probe.sites[name] for name in names]
+        block = block_of(probe.module, sites)
+        if block != self._block:
+            self._block, self._calls = block, {}
+        if block is None:
+            return probe.see(batch, names)
+        if number not in self._calls:
+            self._calls[number] = call_of(probe.module, block, lambda: probe.run(batch))
+        call, layer = self._calls[number], probe.module.get_submodule(block)
+        return {} if call is None else observe(probe.module, sites, lambda: layer(*call.args, **call.kwargs))
+
+
+def probe_of_model(model: Model, layout: Layout, device: str | torch.device) -> Probe:
+    """A model from its checkpoint; heads that its class has and the checkpoint has not do not matter.
+
+    Raises:
+        InputError: its class cannot be built here.
+    """
+    checkpoint = model.checkpoint
+    if checkpoint.kind != "transformers":
+        raise InputError(
+            f"{checkpoint.location}: a checkpoint of kind {checkpoint.kind!r}; only models in the format of "
+            "transformers are run on inputs. CLIPs of open_clip can be converted: transfuse convert"
+        )
+    state = {name: _single(checkpoint.tensor(name)) for name in checkpoint}
+    module, _ = load_class(checkpoint.location, checkpoint.config, state)
+    return _probe(module.to(device), layout, checkpoint.config)
+
+
+def probe_of_live(live: LiveModel, layout: Layout) -> Probe:
+    """A model that was loaded already."""
+    return _probe(live.model, layout, live.config)
+
+
+def _probe(module: nn.Module, layout: Layout, config: Mapping[str, object]) -> Probe:
+    names = memory_names(module, layout, complete_config(config))
+    return Probe(module, find_sites(module, layout, names), names)
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
+
+
+def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(n, t, d) -> (rows, d), padding left out; pooled (n, d) stays."""
+    if x.ndim > 2 and mask is not None and mask.shape == x.shape[:2]:
+        return x[mask.to(x.device).bool()]
+    return x.flatten(0, -2)
+
+
+def batches(inputs: Prepared, size: int | None = None) -> Iterator[Batch]:
+    """The inputs without labels and prompts, `size` at once."""
+    for batch in inputs.batches(size):
+        yield {name: x for name, x in batch.items() if name not in ("labels", "columns", "prototypes")}
