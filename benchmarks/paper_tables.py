@@ -1,4 +1,4 @@
-"""Runs the small twins of all tables and figures of the TransFusion paper, one after the other.
+"""Runs the small recipes one after the other: twins of the TransFusion paper's tables, and those with inputs.
 
     python benchmarks/paper_tables.py --data-dir DATA -o OUT            # three seeds; resumes where it was stopped
     python benchmarks/paper_tables.py --data-dir DATA -o OUT --quick    # one seed, less data: does everything work
@@ -26,12 +26,20 @@ RECIPES = (
     "table4-fewshot-small",
     "fig5-lmc-vit-cifar10-small",
     "table2-glue-text-encoder-small",
+    "theseus-table-small",
+    "auto-small",
+    "gradfix-table-small",
+    "theseus-table-text-small",
 )
 FIGURES = {
     "table1-clip-vitb16-small": "transport-gains.png",
     "fig4-alpha-small": "alpha-alpha-task.png",
     "table4-fewshot-small": "fewshot-fewshot.png",
     "fig5-lmc-vit-cifar10-small": "interpolation-lines.png",
+    "theseus-table-small": "transport-gains.png",
+    "auto-small": "transport-gains.png",
+    "gradfix-table-small": "fewshot-fewshot.png",
+    "theseus-table-text-small": "transport-gains.png",
 }
 
 

@@ -241,13 +241,13 @@ def test_moments_are_cross_covariances(two_berts: tuple[Models, Probe, Probe], b
 
     def rows(name: str, of: str) -> tuple[np.ndarray, np.ndarray]:
         seen = [probe.see(texts, list(probe.sites))[f"{name}.weight"] for probe in (target, source)]
-        chosen = [one.carry if of == "carry" else one.y for one in seen]
+        chosen = [getattr(one, of) for one in seen]
         return tuple(x[real].numpy() for x in chosen if x is not None)  # type: ignore[return-value]
 
     expected = {
-        "mlp.0": [rows(first + "intermediate.dense", "y")],
+        "mlp.0": [rows(first + "intermediate.dense", "y"), rows(first + "output.dense", "x")],
         "heads.0/qk.0": [rows(first + f"attention.self.{one}", "y") for one in ("query", "key")],
-        "heads.1/vo.1": [rows(second + "attention.self.value", "y")],
+        "heads.1/vo.1": [rows(second + "attention.self.value", "y"), rows(second + "attention.output.dense", "x")],
         "stream.0": [rows(first + "attention.output.dense", "carry")],
         "stream.2": [rows(first + "output.dense", "y"), rows(second + "attention.output.dense", "carry")],
         "stream.4": [rows(second + "output.dense", "y")],

@@ -1,8 +1,9 @@
 """Activations as evidence: what two bases compute on the same inputs, as cross-moments of every space.
 
 For a space s, M_s = sum over inputs of <target activation i, source activation j>, both centred, of all modules whose
-output lies in s, each in units of its own spread. Unlike weights, activations say which unit is which without any
-other map, so one pass over the inputs is enough. Nothing but the moments is kept: memory does not grow with the inputs.
+output lies in s or that read it, each in units of its own spread. Unlike weights, activations say which unit is which
+without any other map, so one pass over the inputs is enough. Nothing but the moments is kept: memory does not grow with
+the inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from .canonical import norm_folding, rotatable_layout
 from .evaluate.inputs import Prepared
-from .layout import Layout, of_module
+from .layout import Layout, is_stream, of_module
 from .maps import Map
 from .matching.by_space import best_maps
 from .methods import Method
@@ -146,8 +147,8 @@ def _activations(form: Layout, site: Site, target: Seen, source: Seen) -> Iterat
     sizes = {name: space.size for name, space in form.spaces.items()}
     for dim, axis in enumerate(axes.dims or ()):
         for space, start, length in ((p.space, *where) for p, *where in part_slices(axis, site.widths[dim], sizes)):
-            if space is None or (dim in axes.inputs and not of_module(space)):
-                continue
+            if space is None or (dim in axes.inputs and is_stream(space)):
+                continue  # the stream is seen where modules add to it
             if dim in axes.inputs:
                 pair = target.x, source.x
             elif of_module(space):

@@ -249,6 +249,11 @@ def is_embedding(name: str, layout: Layout) -> bool:
     return not is_vector and not (weight in layout.params and is_linear(weight, layout.params[weight]))
 
 
+def is_stream(space: str) -> bool:
+    """Whether a space is the residual stream, at a junction or as a whole."""
+    return re.search(r"(^|\.)stream(\.\d+)?$", space) is not None
+
+
 def of_module(space: str) -> bool:
     """Whether a space is one end of a module."""
     return ":" in space

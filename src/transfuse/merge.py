@@ -112,7 +112,7 @@ class MergedTensors(PortedTensors):
 
     def __init__(self, parts: Sequence[PortedTensors], bearer: int, *, how: str, density: float, seed: int):
         first = parts[bearer]  # its head and form are those of the output
-        super().__init__(first.models, first.plan, first.maps, first.alpha, first.noise_seed)
+        super().__init__(first.models, first.plan, first.maps, first.alpha, first.noise_seed, first.fitted)
         self.how, self.density, self.seed = how, density, seed
         self.parts = [(part, {step.name for step in part.plan.of("add")}) for part in parts]
 

@@ -181,7 +181,7 @@ class RefinedTensors(PortedTensors):
     """
 
     def __init__(self, whole: PortedTensors, added: Callable[[str], Tensor]):
-        super().__init__(whole.models, whole.plan, whole.maps, 1.0, whole.noise_seed)
+        super().__init__(whole.models, whole.plan, whole.maps, 1.0, whole.noise_seed, whole.fitted)
         self.added = added
 
     def delta(self, name: str) -> Tensor:
