@@ -251,7 +251,7 @@ def true_maps(places: list[Path]) -> Maps:
 def test_bases_that_compute_the_same(target: str, tmp_path: Path) -> None:
     """With true maps the function is tuned's: whatever norms tuned has, the modules behind target's make up for them.
 
-    From activations alone it comes near: what MLP units get has fewer directions than units, but what they give has not.
+    From activations alone it comes near: what MLP units get has fewer directions than units, what they give has not.
     """
     places = three_vits(tmp_path, target)
     seen = opened_inputs(places)
