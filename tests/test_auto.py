@@ -70,6 +70,18 @@ def test_says_that_drawn_inputs_stand_in(models: dict[str, Path], caplog: pytest
     assert "Drawn inputs stand in for real ones" in caplog.text
 
 
+def test_models_that_cannot_be_run_are_added_to_as_they_are(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise InputError("pydantic cannot be imported")
+
+    monkeypatch.setattr("transfuse.probes.probe_of_model", refuse)
+    found = chosen(models, "stranger")
+    assert found.method == "naive" and "cannot be run" in found.because
+    assert "pydantic cannot be imported" in caplog.text
+
+
 def test_port_is_that_of_the_method_it_takes(models: dict[str, Path]) -> None:
     places = models["source"], models["tuned"], models["permutation"]
     auto, tied = port(*places, verify=False), port(*places, method="tied", verify=False)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import InputError
 from .maps import Maps
 from .match import MatchOptions, NullTest, match_models, stored_null
 from .methods import METHODS
@@ -114,7 +115,7 @@ def choose(
         tried[name] = {tower: one.verdict for tower, one in null.items()}
         if null and all(verdict in enough for verdict in tried[name].values()):
             return Choice(name, _found(name, null), None, maps, tried)
-    return _without_correspondence(runs, options, tried)
+    return _without_correspondence(models, tried)
 
 
 def _found(name: str, null: Mapping[str, NullTest]) -> str:
@@ -126,17 +127,23 @@ def _found(name: str, null: Mapping[str, NullTest]) -> str:
     )
 
 
-def _without_correspondence(runs: bool, options: MatchOptions, tried: Mapping[str, Mapping[str, str]]) -> Choice:
-    nothing = (
-        "The weights of the bases have no more in common than chance, so no method that goes by weights can help. "
-    )
-    if not runs:
-        log.warning("%s", nothing + "The task vector is added as it is, which is not expected to help either.")
-        return Choice(
-            "naive", nothing + "These checkpoints cannot be run on inputs, so nothing better is left.", tried=tried
-        )
-    from .evaluate.unlabelled import SYNTHETIC, Inputs
-
-    log.warning("%s", nothing + "Drawn inputs stand in for real ones; some of the task (--inputs) would keep far more.")
+def _without_correspondence(models: Models, tried: Mapping[str, Mapping[str, str]]) -> Choice:
+    nothing = "The weights of the bases have no more in common than chance, so none that goes by weights can help. "
+    try:
+        _check_that_it_runs(models)
+        from .evaluate.unlabelled import SYNTHETIC, Inputs  # needs what evaluation needs
+    except InputError as error:
+        log.warning("%sThe task vector is added as it is, which is not expected to help either (%s)", nothing, error)
+        because = nothing + "The models cannot be run on inputs here, so nothing better is left."
+        return Choice("naive", because, tried=tried)
+    log.warning("%sDrawn inputs stand in for real ones; some of the task (--inputs) would keep far more.", nothing)
     because = nothing + "No inputs are given, so target's modules are fitted on drawn ones, which keeps a part at best."
     return Choice("functional", because, Inputs(SYNTHETIC), None, tried)
+
+
+def _check_that_it_runs(models: Models) -> None:
+    """Raises InputError if a model has no class that can be built here, or what evaluation needs is not installed."""
+    from .probes import probe_of_model
+
+    for model in models.all():
+        probe_of_model(model, models.layout, "cpu")
