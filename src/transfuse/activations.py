@@ -8,7 +8,7 @@ the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,26 +105,37 @@ Evidence = dict[str, dict[str, Moments]]
 """Space -> module -> moments."""
 
 
-def collect(source: Probe, target: Probe, form: Layout, inputs: Prepared, *, progress: bool = False) -> Evidence:
+def collect(
+    source: Probe,
+    target: Probe,
+    form: Layout,
+    inputs: Prepared,
+    *,
+    names: Collection[str] | None = None,
+    progress: bool = False,
+) -> Evidence:
     """Runs both bases on the same inputs, batch by batch.
 
     Args:
         source, target: the bases.
         form: the layout that maps are sought for, as from `activation_form`.
         inputs: unlabelled.
+        names: of the sites that are looked at; None: all.
 
     Returns:
         Moments of all spaces that the inputs reach.
     """
     found: Evidence = {}
-    names = [name for name in target.sites if name in source.sites]
-    size = target.size_of(inputs, names)
+    shared = [name for name in target.sites if name in source.sites and (names is None or name in names)]
+    if not shared:
+        return found
+    size = target.size_of(inputs, shared)
     for batch in tqdm(
         batches(inputs, size), total=-(-len(inputs) // size), desc="activations", unit="batch", disable=not progress
     ):
         mask = batch.get("attention_mask")
-        right, left = (probe.see(batch, names) for probe in (source, target))
-        for name in names:
+        right, left = (probe.see(batch, shared) for probe in (source, target))
+        for name in shared:
             if name in left and name in right:
                 for space, pair in _activations(form, target.sites[name], left[name], right[name]):
                     moments = found.setdefault(space, {}).setdefault(name, Moments())
@@ -156,13 +167,9 @@ def _activations(form: Layout, site: Site, target: Seen, source: Seen) -> Iterat
             else:
                 pair = target.y, source.y
             yield space, (pair[0].narrow(-1, start, length), pair[1].narrow(-1, start, length))
-    if (
-        site.carried is not None
-        and site.carried in form.spaces
-        and target.carry is not None
-        and source.carry is not None
-    ):
-        yield site.carried, (target.carry, source.carry)
+    carries = target.carry, source.carry
+    if site.carried in form.spaces and carries[0] is not None and carries[1] is not None:
+        yield str(site.carried), (carries[0], carries[1])
 
 
 def embeds(form: Layout, name: str) -> bool:

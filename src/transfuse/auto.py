@@ -1,8 +1,8 @@
 """`--method auto`: looks at the models and at the data there is, and takes the best sound method.
 
-The rules come from the measurements of docs/benchmarks.md ("auto"), not from taste:
+The rules come from measurements (docs/benchmarks.md, "Unlabelled inputs"):
 
-1. Unlabelled inputs are given: functional. It was at or above every other method in every regime, related bases too.
+1. Unlabelled inputs are given: functional. No method was better by more than noise in any regime measured.
 2. None are given and the bases share coordinates as they are: naive.
 3. Matching finds their coordinates (null test): tied for permutations, orthogonal for rotations.
 4. Nothing is shared: functional on drawn inputs, and a warning, since real ones serve far better.
@@ -95,8 +95,8 @@ def choose(
     if inputs is not None and runs:
         return Choice(
             "functional",
-            "Unlabelled inputs are given, so target's modules are fitted to what the fine-tune does on them. In every "
-            "regime measured this was as good as any other method or better.",
+            "Unlabelled inputs are given, so target's modules are fitted to what the fine-tune does on them. In no "
+            "regime measured was another method better by more than noise.",
             inputs,
         )
     if inputs is not None:

@@ -60,7 +60,7 @@ def distil(
         InputError: the models give no class scores, or the loss is not finite.
     """
     student.module.requires_grad_(True)
-    ends = [_prompt_features(one, inputs) for one in (student, tuned)]
+    ends = [one.prompt_features(inputs) for one in (student, tuned)]
     optimizer = torch.optim.Adam(student.module.parameters(), lr=options.lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     generator = torch.Generator().manual_seed(options.seed)
@@ -106,14 +106,6 @@ def scores(probe: Probe, batch: Batch, prompts: Tensor | None) -> Tensor:
     if logits is None:
         raise InputError("distillation needs class scores: a classifier, or prompts for a model of two towers")
     return logits.flatten(0, -2)
-
-
-def _prompt_features(probe: Probe, inputs: Prepared) -> Tensor | None:
-    prompts = {name.removeprefix("prompt_"): x for name, x in inputs.extra.items() if name.startswith("prompt_")}
-    if not prompts:
-        return None
-    with torch.no_grad():
-        return functional.normalize(pooled(probe.run(prompts)), dim=-1)
 
 
 def _orders(count: int, options: DistilOptions, generator: Generator) -> list[Tensor]:

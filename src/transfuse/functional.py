@@ -25,7 +25,6 @@ from tqdm import tqdm
 from .activations import collect, embeds, scores_of
 from .evaluate.inputs import Prepared
 from .evaluate.live import load_live
-from .evaluate.run import pooled
 from .layout import Layout
 from .maps import Maps
 from .matching.procrustes import best_rotation
@@ -72,17 +71,15 @@ class Fit:
         """Adds rows: (n, in), (n, out), (n,) of one dtype; products in it, sums in float64."""
         scaled = h * weights[:, None]
         self.weight += float(weights.sum(dtype=torch.float64))
-        for name, new in (
-            ("h", scaled.sum(0)),
-            ("z", weights @ z),
-            ("gram", scaled.T @ h),
-            ("cross", z.T @ scaled),
-        ):
-            setattr(self, name, getattr(self, name).to(new.device) + new.double())
+        self.h = self.h.to(h.device) + scaled.sum(0).double()
+        self.z = self.z.to(z.device) + (weights @ z).double()
+        self.gram = self.gram.to(h.device) + (scaled.T @ h).double()
+        self.cross = self.cross.to(h.device) + (z.T @ scaled).double()
 
     def __add__(self, other: Fit) -> Fit:
         """The sums over the rows of both."""
-        return Fit(*(getattr(self, one) + getattr(other, one) for one in ("weight", "h", "z", "gram", "cross")))
+        sums = self.h + other.h, self.z + other.z, self.gram + other.gram, self.cross + other.cross
+        return Fit(self.weight + other.weight, *sums)
 
     def centred(self, *, bias: bool) -> tuple[Tensor, Tensor]:
         """Means of h h^T and z h^T over all rows, what a bias takes care of taken off."""
@@ -255,14 +252,9 @@ def _add(halves: tuple[Fit, Fit], seen: Seen, goal: Tensor, mask: Tensor | None,
 def _solved(student: Probe, site: Site, halves: tuple[Fit, Fit], ridge: float | None) -> dict[str, Tensor]:
     """Solves for one module and sets it in the student; the tensors by canonical name."""
     parameter = student.module.get_parameter(site.weight)
-    scale = (
-        torch.ones(1).to(parameter.device)
-        if site.scale is None
-        else student.module.get_parameter(site.scale).detach().double()
-    )
-    prior = parameter.detach().double()
-    prior = prior.T if site.transposed else prior
-    prior = prior * scale[:, None]
+    scale = parameter.new_ones(1) if site.scale is None else student.module.get_parameter(site.scale).detach()
+    scale = scale.double()
+    prior = scale[:, None] * (parameter.T if site.transposed else parameter).detach().double()
     has_bias = site.bias is not None
     ridge = chosen_ridge(halves, prior, bias=has_bias) if ridge is None else ridge
     weight, bias = (halves[0] + halves[1]).solve(prior, ridge, bias=has_bias)
@@ -323,7 +315,7 @@ def _public_maps(teachers: Teachers, form: Layout, inputs: Prepared) -> dict[str
     wrong at the prompts P is made good there: E = M + P_target^+ (P_tuned - P_target M).
     """
     names = [name for name in teachers.target.sites if embeds(form, name)]
-    evidence = collect(teachers.source, teachers.target, form, inputs)
+    evidence = collect(teachers.source, teachers.target, form, inputs, names=names)
     found = {}
     for name in (one for one in names if one in evidence):
         scores = scores_of({name: evidence[name]})[name]
@@ -334,12 +326,10 @@ def _public_maps(teachers: Teachers, form: Layout, inputs: Prepared) -> dict[str
 
 
 def _through_prompts(first: Tensor, teachers: Teachers, inputs: Prepared) -> Tensor:
-    prompts = {name.removeprefix("prompt_"): x for name, x in inputs.extra.items() if name.startswith("prompt_")}
-    if not prompts:
+    target, tuned = teachers.target.prompt_features(inputs), teachers.tuned.prompt_features(inputs)
+    if target is None or tuned is None:
         return first
-    with torch.no_grad():
-        features = [pooled(one.run(prompts)).double().cpu() for one in (teachers.target, teachers.tuned)]
-    target, tuned = (torch.nn.functional.normalize(one, dim=-1) for one in features)
+    target, tuned = target.double().cpu(), tuned.double().cpu()
     return first + torch.linalg.pinv(target, rtol=1e-6) @ (tuned - target @ first)
 
 

@@ -182,9 +182,8 @@ class Layout:
         Args:
             streams: "tied": one residual stream a tower (one for two that share their embeddings), exact in a stock
                 model. "junction": one at every residual sum, exact only with permuted skips (Rinaldi et al. 2025, eq.
-                12). "module": every linear module has
-                an input and an output space of its own, so that maps need not agree (Theseus); what is between
-                modules keeps its junction.
+                12). "module": every linear module has an input and an output space of its own, so that maps need not
+                agree (Theseus); what is between modules keeps its junction.
             tie_qkv: one inner map for q, k and v of a head (the paper's), instead of one for q and k, one for v and o.
             flat_heads: the units of all heads are one set, as if attention were a plain linear layer (Git Re-Basin).
         """

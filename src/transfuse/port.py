@@ -215,7 +215,8 @@ def port(
     place = None if out is None else Path(out)
     if place is not None and not dry_run:
         check_output(place, force=force)
-    models = open_models(source, target, tuned, family=family, config=config, need_layout=_needs_layout(row))
+    needs_layout = None if row is None else row.needs_layout  # auto adds what it has no layout for as it is
+    models = open_models(source, target, tuned, family=family, config=config, need_layout=needs_layout)
     if place is not None:
         refuse_inputs(models, place, maps)
     plan = make_plan(models)
@@ -226,7 +227,6 @@ def port(
         name, summary = (AUTO, "takes a method when it runs") if row is None else (row.name, row.summary)
         named = {"method": name, "summary": summary, "alpha": alpha, "dry_run": True}
         return PortResult(about | named, Maps({}), None, tensors)
-    choice = None
     if row is None:
         choice = choose(models, inputs, chosen, null_trials=null_trials, progress=progress)
         log.info("method %s: %s", choice.method, choice.because)
@@ -242,11 +242,6 @@ def port(
         result.out = place
         write_port(result, place, verify=verify, force=force, progress=progress)
     return result
-
-
-def _needs_layout(method: Method | None) -> bool | None:
-    """Whether a method moves anything; auto (None) adds what it has no layout for as it is."""
-    return None if method is None else method.group != "identity" or method.transport != "maps"
 
 
 def carry(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import InputError
 from .evaluate.inputs import Prepared
 from .evaluate.live import LiveModel, load_class
+from .evaluate.run import pooled, prompts_in
 from .evaluate.tokens import Batch
 from .layout import Layout
 from .modelling import complete_config
@@ -49,6 +50,14 @@ class Probe:
     def order(self, batch: Batch) -> list[list[str]]:
         """The sites that the inputs reach, in the order of the run; those with one input stand together."""
         return call_order(self.module, list(self.sites.values()), lambda: self.run(batch))
+
+    def prompt_features(self, inputs: Prepared) -> Tensor | None:
+        """Normalised features (prompts, width) of the prompts that come with inputs; None: there are none."""
+        prompts = prompts_in(inputs.extra)
+        if not prompts:
+            return None
+        with torch.no_grad():
+            return nn.functional.normalize(pooled(self.run(prompts)), dim=-1)
 
     def run(self, batch: Batch) -> object:
         """Runs the model; of a model of two towers only the one that the inputs are for."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .axes import Axis
 from .layout import Layout, is_linear, tower_of
 from .skips import shared_path, sum_behind
 
@@ -26,8 +25,6 @@ class Site:
     Attributes:
         name: canonical name of its weight.
         bias: canonical name of its bias, if it has one.
-        axis: what its output belongs to.
-        input: what its input belongs to.
         weight: name of its weight in memory.
         widths: shape of its weight.
         transposed: whether that is (in, out), as in Conv1D.
@@ -40,8 +37,6 @@ class Site:
 
     name: str
     bias: str | None
-    axis: Axis
-    input: Axis
     weight: str
     widths: tuple[int, ...]
     transposed: bool = False
@@ -86,7 +81,6 @@ def find_sites(model: nn.Module, layout: Layout, names: Mapping[str, str]) -> di
     """
     found = {}
     for name, axes in layout.params.items():
-        dims = axes.dims or ()
         if name not in names or not is_linear(name, axes):
             continue
         module = model.get_submodule(names[name].rpartition(".")[0])
@@ -99,8 +93,6 @@ def find_sites(model: nn.Module, layout: Layout, names: Mapping[str, str]) -> di
         found[name] = Site(
             name,
             bias if bias in names else None,
-            dims[1 - into],
-            dims[into],
             names[name],
             tuple(module.weight.shape),  # type: ignore[union-attr]
             transposed=into == 0,

@@ -100,9 +100,14 @@ def class_logits(live: LiveModel, task: TaskSpec, batch: Batch, *, params: Param
     return _wide(logits)
 
 
+def prompts_in(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The prompts in a batch, as inputs of a text tower; empty where there are none."""
+    return {name.removeprefix("prompt_"): value for name, value in batch.items() if name.startswith("prompt_")}
+
+
 def class_prototypes(live: LiveModel, task: TaskSpec, batch: Batch, *, params: Params = None) -> Tensor:
     """Class prototypes (classes, features) of a zero-shot model, from the prompts of a batch."""
-    prompts = {name.removeprefix("prompt_"): value for name, value in batch.items() if name.startswith("prompt_")}
+    prompts = prompts_in(batch)
     features = _normalised(pooled(_call(live, params, "get_text_features", **prompts)))
     return _normalised(features.unflatten(0, (-1, len(task.templates))).mean(1))
 
