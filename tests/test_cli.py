@@ -115,6 +115,7 @@ OPTION_KEYS = {"device", "max_sweeps", "restarts", "ridge", "seed", "spectra_out
 MODEL_KEYS = {"architectures", "dtypes.*", "files", "kind", "location", "parameters", "tensors", "tied", "vocabulary"}
 ABOUT_KEYS = (
     {"alpha", "carried", "dropped", "family", "method", "out", "summary", "tensors.*", "transfuse", "warnings"}
+    | {"resized.inputs", "resized.shapes"}
     | under("delta", *DELTA_KEYS)
     | under("facts", *FACT_KEYS)
     | {f"models.{role}.{key}" for role in ("source", "tuned", "target") for key in ("location", "fingerprint")}

@@ -503,19 +503,19 @@ def _another_architecture(folders: Folders, path: Path) -> dict[str, Any]:
 
 
 def _another_depth(folders: Folders, path: Path) -> dict[str, Any]:
-    return {"target": save(bert(BertForMaskedLM, num_hidden_layers=3), path / "bad")}
+    return {"target": save(bert(BertForMaskedLM, num_hidden_layers=3), path / "bad"), "method": "tied"}
 
 
 def _other_heads(folders: Folders, path: Path) -> dict[str, Any]:
-    return {"target": save(bert(BertForMaskedLM, num_attention_heads=2), path / "bad")}
+    return {"target": save(bert(BertForMaskedLM, num_attention_heads=2), path / "bad"), "method": "tied"}
 
 
 def _another_width(folders: Folders, path: Path) -> dict[str, Any]:
-    return {"target": save(bert(BertForMaskedLM, hidden_size=32), path / "bad")}
+    return {"target": save(bert(BertForMaskedLM, hidden_size=32), path / "bad"), "method": "tied"}
 
 
 def _another_inner_width(folders: Folders, path: Path) -> dict[str, Any]:
-    return {"target": save(bert(BertForMaskedLM, intermediate_size=32), path / "bad")}
+    return {"target": save(bert(BertForMaskedLM, intermediate_size=32), path / "bad"), "method": "tied"}
 
 
 def _resized_vocabulary(folders: Folders, path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +19,12 @@ from tqdm import tqdm
 
 from .canonical import norm_folding, rotatable_layout
 from .evaluate.inputs import Prepared
-from .layout import Layout, is_stream, of_module
-from .maps import Map
+from .layout import Layout, Space, is_stream, of_module
+from .maps import Map, Rectangular
 from .matching.by_space import best_maps
 from .methods import Method
 from .models import Models
-from .probes import Probe, batches, probe_of_model, rows_of
+from .probes import Probe, batches, probe_of_model, probe_of_source, rows_of
 from .taps import Seen, Site
 from .transport import part_slices
 
@@ -54,15 +55,20 @@ class Moments:
         squares = (float(one.square().sum(dtype=torch.float64)) for one in (target, source))
         self.squares = (self.squares[0] + next(squares), self.squares[1] + next(squares))
 
+    @property
+    def spreads(self) -> tuple[float, float]:
+        """Sums of squared distances to the mean, of target and of source."""
+        left, right = (
+            max(total - float(one.square().sum()) / self.rows, 0.0)
+            for total, one in zip(self.squares, (self.target, self.source), strict=True)
+        )
+        return left, right
+
     def normalised(self) -> Tensor:
         """Centred cross-moments over the product of both spreads: nuclear norm 1 where a rotation fits exactly."""
         left, right = self.target / self.rows, self.source / self.rows
-        spread = [
-            max(total - self.rows * float(mean.square().sum()), 0.0)
-            for total, mean in zip(self.squares, (left, right), strict=True)
-        ]
         centred = self.cross - self.rows * torch.outer(left, right)
-        scale = (spread[0] * spread[1]) ** 0.5
+        scale = (self.spreads[0] * self.spreads[1]) ** 0.5
         return (centred / scale if scale > 0 else torch.zeros_like(centred)).cpu()
 
 
@@ -84,13 +90,35 @@ def match_activations(
         InputError: a base cannot be run here.
     """
     form = activation_form(models, method, tie_qkv=tie_qkv)
-    source, target = (probe_of_model(model, models.layout, device) for model in (models.source, models.target))
-    evidence = collect(source, target, form, inputs, progress=progress)
+    source, target = (
+        probe_of_source(models.source, models, device),
+        probe_of_model(models.target, models.layout, device),
+    )
+    evidence = collect(
+        source, target, form, inputs, spaces=models.resizing and models.resizing.spaces, progress=progress
+    )
     scores = {space: one for space, one in scores_of(evidence).items() if space in form.spaces}
-    maps = best_maps(scores, form, method.group)
+    maps = best_maps(scores, form, method.group, models.resizing and models.resizing.heads)
+    if models.resizing is not None and method.transport == "fit":
+        maps = {space: _scaled(one, form.spaces[space], models, evidence.get(space)) for space, one in maps.items()}
     known = [space for space in maps if space in scores]
     fits = {space: float((maps[space].matrix() * scores[space]).sum()) / len(evidence[space]) for space in known}
     return maps, {"examples": len(inputs), "alignment": fits}
+
+
+def _scaled(found: Map, space: Space, models: Models, moments: Mapping[str, Moments] | None) -> Map:
+    """A map between different numbers of units, times the ratio of the spreads of both.
+
+    Of queries and keys instead so that their products keep their size: those are divided by the root of a head's width.
+    """
+    if not isinstance(found, Rectangular) or not moments:
+        return found
+    if re.search(r"/(qk|head)\b", space.name):
+        assert models.resizing is not None
+        widths = space.size / (space.heads or 1), found.source_size / (models.resizing.heads(space.name) or 1)
+        return Rectangular(found.weight * (widths[0] / widths[1]) ** 0.25)
+    spreads = torch.tensor([one.spreads for one in moments.values()]).sum(0)
+    return Rectangular(found.weight * (spreads[0] / spreads[1].clamp_min(1e-30)).sqrt())
 
 
 def activation_form(models: Models, method: Method, *, tie_qkv: bool) -> Layout:
@@ -112,6 +140,7 @@ def collect(
     inputs: Prepared,
     *,
     names: Collection[str] | None = None,
+    spaces: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> Evidence:
     """Runs both bases on the same inputs, batch by batch.
@@ -121,6 +150,7 @@ def collect(
         form: the layout that maps are sought for, as from `activation_form`.
         inputs: unlabelled.
         names: of the sites that are looked at; None: all.
+        spaces: space of target -> space of source, where source has another width or depth.
 
     Returns:
         Moments of all spaces that the inputs reach.
@@ -129,17 +159,50 @@ def collect(
     shared = [name for name in target.sites if name in source.sites and (names is None or name in names)]
     if not shared:
         return found
-    size = target.size_of(inputs, shared)
+    starts = _starts(target, source, shared, spaces or {}) if names is None else []
+    seen_there, seen_here = [*shared, *(one for _, _, one in starts)], [*shared, *(one for _, one, _ in starts)]
+    size = target.size_of(inputs, seen_here)
     for batch in tqdm(
         batches(inputs, size), total=-(-len(inputs) // size), desc="activations", unit="batch", disable=not progress
     ):
         mask = batch.get("attention_mask")
-        right, left = (probe.see(batch, shared) for probe in (source, target))
+        right, left = source.see(batch, seen_there), target.see(batch, seen_here)
+        for space, mine, its in ((s, t, o) for s, t, o in starts if t in left and o in right):
+            _add(found, space, mine, (left[mine].carry, right[its].carry), mask)
         for name in shared:
             if name in left and name in right:
-                for space, pair in _activations(form, target.sites[name], left[name], right[name]):
-                    moments = found.setdefault(space, {}).setdefault(name, Moments())
-                    moments.add(*(rows_of(x, mask) for x in pair))
+                sites = target.sites[name], source.sites[name]
+                begins = spaces is None or spaces.get(str(sites[0].carried)) == sites[1].carried
+                for space, pair in _activations(form, sites, left[name], right[name], begins=begins):
+                    _add(found, space, name, pair, mask)
+    return found
+
+
+def _add(
+    found: Evidence, space: str, name: str, pair: tuple[Tensor | None, Tensor | None], mask: Tensor | None
+) -> None:
+    target, source = pair
+    if target is not None and source is not None:
+        found.setdefault(space, {}).setdefault(name, Moments()).add(rows_of(target, mask), rows_of(source, mask))
+
+
+def _starts(
+    target: Probe, source: Probe, shared: Collection[str], spaces: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """Where sums correspond but the layers behind them do not, as before all layers.
+
+    Returns:
+        (space, a site of target that adds to it, one of source).
+    """
+    known = {
+        target.sites[n].carried for n in shared if spaces.get(str(target.sites[n].carried)) == source.sites[n].carried
+    }
+    found = []
+    for space, partner in spaces.items():
+        mine = next((name for name, site in target.sites.items() if site.carried == space), None)
+        its = next((name for name, site in source.sites.items() if site.carried == partner), None)
+        if space not in known and mine is not None and its is not None:
+            found.append((space, mine, its))
     return found
 
 
@@ -150,8 +213,16 @@ def scores_of(evidence: Evidence) -> dict[str, Tensor]:
     }
 
 
-def _activations(form: Layout, site: Site, target: Seen, source: Seen) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """(space, (target's, source's)) of all that is seen at a site."""
+def _activations(
+    form: Layout, sites: tuple[Site, Site], target: Seen, source: Seen, *, begins: bool
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """(space, (target's, source's)) of all that is seen at a site.
+
+    Args:
+        sites: target's and source's.
+        begins: whether the sum before the module is the same one in both.
+    """
+    site = sites[0]
     axes = form.params[site.name]
     if embeds(form, site.name):
         yield site.name, (target.y, source.y)
@@ -166,9 +237,10 @@ def _activations(form: Layout, site: Site, target: Seen, source: Seen) -> Iterat
                 pair = target.own, source.own
             else:
                 pair = target.y, source.y
-            yield space, (pair[0].narrow(-1, start, length), pair[1].narrow(-1, start, length))
+            its_start, its_length = (n * sites[1].widths[dim] // site.widths[dim] for n in (start, length))
+            yield space, (pair[0].narrow(-1, start, length), pair[1].narrow(-1, its_start, its_length))
     carries = target.carry, source.carry
-    if site.carried in form.spaces and carries[0] is not None and carries[1] is not None:
+    if begins and site.carried in form.spaces and carries[0] is not None and carries[1] is not None:
         yield str(site.carried), (carries[0], carries[1])
 
 

@@ -1,11 +1,12 @@
 """`--method auto`: looks at the models and at the data there is, and takes the best sound method.
 
-The rules come from measurements (docs/benchmarks.md, "Unlabelled inputs"):
+The rules come from measurements (docs/benchmarks.md, "Which method auto takes"):
 
 1. Unlabelled inputs are given: functional. No method was better by more than noise in any regime measured.
-2. None are given and the bases share coordinates as they are: naive.
-3. Matching finds their coordinates (null test): tied for permutations, orthogonal for rotations.
-4. Nothing is shared: functional on drawn inputs, and a warning, since real ones serve far better.
+2. None are given and the bases nearly agree, as they are or after matching: naive, or the maps that were found.
+3. They do not: functional on drawn inputs, and a warning, since real ones serve far better. That was better than any
+   method by weights from the point on where the release has been trained for as long as the base, or is a stranger.
+4. The models cannot be run here: what matching found, if the null test says that it found anything; else naive.
 
 Labelled examples, if given, decide between that choice and naive, and for a scale, 0 included.
 """
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-# Weak agreement by permutations moved nothing in any measurement; weak agreement by rotations did.
+# A cosine above it is "nearly": it was 0.99 after a short continuation, where naive does as well as drawn inputs, and
+# 0.84 after one as long as the first training, where drawn inputs do better.
+NEAR = 0.9
+# What a null test has to say where nothing better can be done. Weak agreement by permutations moved nothing in any
+# measurement; weak agreement by rotations did.
 _ENOUGH = {"tied": ("related-coordinates",), "orthogonal": ("related-coordinates", "weak-correspondence")}
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -101,21 +106,42 @@ def choose(
         )
     if inputs is not None:
         log.warning("the inputs are not used: these checkpoints cannot be run here (transfuse convert makes some run)")
-    if relation(models).verdict == "same-lineage" or models.family is None:
-        cosine = min(raw_cosines(models).values())
+    if models.resizing is not None:
+        return _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ") or _as_it_is({})
+    if models.family is None:
+        return Choice("naive", "The family of the models is not known, so nothing can be matched or run.")
+    cosine = min(raw_cosines(models).values())
+    if cosine > NEAR:
         return Choice(
             "naive",
             f"The bases share their coordinates as they are (cosine {cosine:.2f}), so the task vector is added "
-            "unchanged. Unlabelled inputs (--inputs) would do better where the release was trained much further.",
+            "unchanged. Unlabelled inputs (--inputs) would do a little better.",
         )
+    return _matched(models, options, null_trials, progress=progress)
+
+
+def _matched(models: Models, options: MatchOptions, null_trials: int, *, progress: bool) -> Choice:
+    """By maps from the weights if they bring the bases near; else by drawn inputs; else by whatever there is."""
     tried: dict[str, dict[str, str]] = {}
+    found: list[Choice] = []
     for name, enough in _ENOUGH.items():
         maps = match_models(models, METHODS[name], options, null_trials=max(null_trials, 1), progress=progress)
         null = stored_null(maps) or {}
         tried[name] = {tower: one.verdict for tower, one in null.items()}
         if null and all(verdict in enough for verdict in tried[name].values()):
-            return Choice(name, _found(name, null), None, maps, tried)
-    return _without_correspondence(models, tried)
+            choice = Choice(name, _found(name, null), None, maps, dict(tried))
+            if min(one.matched for one in null.values()) > NEAR:
+                return choice
+            found.append(choice)
+    near = relation(models).verdict == "same-lineage"
+    nothing = "The weights of the bases agree in part at best" if found or near else "The weights say nothing"
+    drawn = _drawn(models, f"{nothing}, so methods that go by weights carry little. ", tried)
+    return drawn or (found[0] if found and not near else _as_it_is(tried))
+
+
+def _as_it_is(tried: Mapping[str, Mapping[str, str]]) -> Choice:
+    because = "The models cannot be run on inputs here, so the task vector is added as it is. Little is expected of it."
+    return Choice("naive", because, tried=tried)
 
 
 def _found(name: str, null: Mapping[str, NullTest]) -> str:
@@ -127,17 +153,16 @@ def _found(name: str, null: Mapping[str, NullTest]) -> str:
     )
 
 
-def _without_correspondence(models: Models, tried: Mapping[str, Mapping[str, str]]) -> Choice:
-    nothing = "The weights of the bases have no more in common than chance, so none that goes by weights can help. "
+def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, str]] = {}) -> Choice | None:
+    """Functional on drawn inputs; None where the models cannot be run."""
     try:
         _check_that_it_runs(models)
         from .evaluate.unlabelled import SYNTHETIC, Inputs  # needs what evaluation needs
     except InputError as error:
-        log.warning("%sThe task vector is added as it is, which is not expected to help either (%s)", nothing, error)
-        because = nothing + "The models cannot be run on inputs here, so nothing better is left."
-        return Choice("naive", because, tried=tried)
-    log.warning("%sDrawn inputs stand in for real ones; some of the task (--inputs) would keep far more.", nothing)
-    because = nothing + "No inputs are given, so target's modules are fitted on drawn ones, which keeps a part at best."
+        log.warning("%sDrawn inputs cannot be used either (%s)", why, error)
+        return None
+    log.warning("%sDrawn inputs stand in for real ones; some of the task (--inputs) would keep far more.", why)
+    because = why + "No inputs are given, so target's modules are fitted on drawn ones, which keeps a part at best."
     return Choice("functional", because, Inputs(SYNTHETIC), None, tried)
 
 
@@ -146,4 +171,5 @@ def _check_that_it_runs(models: Models) -> None:
     from .probes import probe_of_model
 
     for model in models.all():
-        probe_of_model(model, models.layout, "cpu")
+        layout = models.layout if model is models.target else models.source_layout
+        probe_of_model(model, layout, "cpu")

@@ -29,7 +29,7 @@ from .layout import Layout
 from .maps import Maps
 from .matching.procrustes import best_rotation
 from .plan import output_config
-from .probes import Probe, Replay, batches, probe_of_live, probe_of_model, rows_of
+from .probes import Probe, Replay, batches, probe_of_live, probe_of_model, probe_of_source, rows_of
 from .taps import Seen, Site
 from .transport import part_slices
 
@@ -196,7 +196,24 @@ def fit(
 
 def _fittable(student: Probe, teachers: Teachers, form: Layout, group: list[str]) -> list[str]:
     """The sites of a stage that can be fitted: tuned has them, and it is no table of tokens."""
-    return [name for name in group if name in teachers.tuned.sites and not _is_vocabulary(form, name)]
+    return [
+        name
+        for name in group
+        if name in teachers.tuned.sites and not _is_vocabulary(form, name) and _has_goal(student, teachers, form, name)
+    ]
+
+
+def _has_goal(student: Probe, teachers: Teachers, form: Layout, name: str) -> bool:
+    """Whether what tuned gives there can be told in target's coordinates: a map, or the same number of units."""
+    mine, its = student.sites[name], teachers.tuned.sites[name]
+    dim = _output_dim(form, name)
+    axis = form.params[name].dims[dim]  # type: ignore[index]
+    mapped = all(part.space in teachers.maps.spaces for part in axis.parts)
+    return mine.widths[dim] == its.widths[dim] or mapped or name in teachers.public
+
+
+def _output_dim(form: Layout, name: str) -> int:
+    return next(dim for dim in range(2) if dim not in form.params[name].inputs)
 
 
 def _is_vocabulary(form: Layout, name: str) -> bool:
@@ -225,15 +242,18 @@ def _goal(site: Site, teachers: Teachers, form: Layout, wanted: Seen, means: tup
     z = wanted.y
     if site.name in teachers.public:
         return z @ teachers.public[site.name].to(z).T
-    axes = form.params[site.name]
-    dim = next(dim for dim in range(2) if dim not in axes.inputs)
-    parts = part_slices(axes.dims[dim], z.shape[-1], {n: s.size for n, s in form.spaces.items()})  # type: ignore[index]
+    dim = _output_dim(form, site.name)
+    axis = form.params[site.name].dims[dim]  # type: ignore[index]
+    width = site.widths[dim]
     pieces = []
-    for part, start, length in parts:
-        piece, found = z.narrow(-1, start, length), teachers.maps[part.space] if part.space else None
-        if found is not None and means is not None:
-            left, right = (mean.narrow(-1, start, length).to(z) for mean in means)
-            piece = found.apply(piece - left, -1) + right
+    for part, start, length in part_slices(axis, width, {n: s.size for n, s in form.spaces.items()}):
+        its_start, its_length = (n * z.shape[-1] // width for n in (start, length))
+        piece, found = z.narrow(-1, its_start, its_length), teachers.maps[part.space] if part.space else None
+        if found is not None:
+            left, right = (None, None) if means is None else means
+            piece = piece if left is None else piece - left.narrow(-1, its_start, its_length).to(z)
+            piece = found.apply(piece, -1)
+            piece = piece if right is None else piece + right.narrow(-1, start, length).to(z)
         pieces.append(piece)
     return torch.cat(pieces, -1)
 
@@ -289,9 +309,12 @@ def fit_port(
     """
     models, maps = start.models, start.maps
     form = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
-    source, target = (probe_of_model(one, models.layout, device) for one in (models.source, models.target))
+    source, target = (
+        probe_of_source(models.source, models, device),
+        probe_of_model(models.target, models.layout, device),
+    )
     student, tuned = student_and_tuned(start, device)
-    teachers = Teachers(source, target, tuned, maps)
+    teachers = Teachers(source, target, tuned, replace(maps, spaces=start.spaces))
     teachers = replace(teachers, public=_public_maps(teachers, form, inputs))
     return fit(student, teachers, form, inputs, options, progress=progress)
 
@@ -304,7 +327,7 @@ def student_and_tuned(start: PortedTensors, device: str) -> tuple[Probe, Probe]:
     state = {out: start.read(out).clone() for out in start.steps}  # the student changes, the checkpoints must not
     dtype = torch.promote_types(start.plan.dtype, torch.float32)
     live = load_live(replace(models.target.checkpoint, config=config), state=state, device=device, dtype=dtype)
-    return probe_of_live(live, models.layout), probe_of_model(models.tuned, models.layout, device)
+    return probe_of_live(live, models.layout), probe_of_source(models.tuned, models, device)
 
 
 def _public_maps(teachers: Teachers, form: Layout, inputs: Prepared) -> dict[str, Tensor]:

@@ -91,7 +91,8 @@ def match(
         InputError: the models cannot be read or do not belong together.
     """
     row = get_method(method)
-    models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
+    how = {"family": family, "config": config, "need_layout": row.needs_layout, "any_shape": row.any_shape}
+    models = open_models(source, target, **how)
     chosen = MatchOptions(**options)
     prepared = open_inputs(models, row, inputs, chosen.seed, progress=progress)
     return match_models(models, row, chosen, inputs=prepared, null_trials=null_trials, progress=progress)

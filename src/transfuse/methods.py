@@ -57,6 +57,11 @@ class Method:
         """Whether the family of the models has to be known."""
         return self.group != "identity" or self.evidence == "activations"
 
+    @property
+    def any_shape(self) -> bool:
+        """Whether source may be of another width or depth than target: nothing between those keeps a function."""
+        return self.group in ("identity", "rotation")
+
 
 # fmt: off
 METHODS: dict[str, Method] = {

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from .binding import bind, canonical_names, is_complete
 from .checkpoint import Checkpoint, open_checkpoint
+from .conform import conformed
 from .errors import InputError
 from .layout import Family, Layout, unmoved_layout
 from .layouts import FAMILIES, find_family
 from .modelling import complete_config
+from .resizing import Resizing, Unlike, resizing_of
 from .vocabulary import check_vocabularies
 
 log = logging.getLogger(__name__)
@@ -74,8 +76,10 @@ class Models:
     Attributes:
         family: None when it is unknown (enough for methods that move nothing).
         layout: bound to all their tensors, streams not yet tied.
-        source, target: the two bases.
+        source, target: the two bases; source and tuned as they are with target's inputs (`conform.py`).
         tuned: the fine-tune of source, if there is one.
+        resizing: how source, which has another width or depth, corresponds to target; None: they are of one shape.
+        notes: what was done to see source with target's inputs.
     """
 
     family: Family | None
@@ -83,12 +87,23 @@ class Models:
     source: Model
     target: Model
     tuned: Model | None = None
+    resizing: Resizing | None = None
+    notes: tuple[str, ...] = ()
+
+    def source_name(self, name: str) -> str | None:
+        """The tensor of source that corresponds to one of target; None: none does."""
+        return name if self.resizing is None else self.resizing.names.get(name)
+
+    @property
+    def source_layout(self) -> Layout:
+        """The layout of source and tuned."""
+        return self.layout if self.resizing is None else self.resizing.layout
 
     def is_head(self, name: str) -> bool:
         """Whether a tensor may be in one of the models only: a head, a pooler, a projection."""
         if self.family is None:  # nothing is known but that a fine-tune may have a head of its own
             return name not in self.source and name not in self.target
-        return any(re.fullmatch(pattern, name) for pattern in self.family.optional)
+        return _is_head(self.family, name)
 
     def all(self) -> list[Model]:
         """The models there are, in the order of the command line."""
@@ -103,7 +118,7 @@ class Models:
         return self.family is not None and not _is_of(self.family, name, _towers(self.family, model))
 
     def shared(self) -> list[str]:
-        """Floating-point tensors that both bases have in the same shape: the evidence."""
+        """Floating-point tensors that both bases have in the same shape: the evidence of bases of one shape."""
         both = [
             n for n in self.source.floats() if n in self.target.disk and self.source.shape(n) == self.target.shape(n)
         ]
@@ -118,6 +133,7 @@ def open_models(
     family: str | None = None,
     config: ConfigLike = None,
     need_layout: bool | None = True,
+    any_shape: bool = False,
 ) -> Models:
     """Opens the models and holds them against one layout.
 
@@ -126,25 +142,78 @@ def open_models(
         family: name of the layout family; read from the config if not given.
         config: added to every model's config (a dict, JSON text or a file).
         need_layout: whether it is an error that there is none; None: only if the family is known.
+        any_shape: whether source may be of another width or depth than target.
 
     Raises:
         InputError: something cannot be read, or the models do not belong together.
     """
     given = {"source": source, "target": target, "tuned": tuned}
     opened = {role: _open(one, config) for role, one in given.items() if one is not None}
+    check_vocabularies({role: one.companions for role, one in opened.items()})
     found = _common_family(opened, family, bool(need_layout))
-    models = _named(opened, found)
+    models, notes = _named(opened, found), list[str]()
+    if found is not None:
+        _check_widths(found, {role: one for role, one in models.items() if role != "target"})
+        models, notes = conformed(found, models)
     try:
-        layout = _bind(found, models)
+        return replace(_of_one_shape(found, models), notes=tuple(notes))
+    except Unlike as error:
+        if found is None or not any_shape:
+            raise InputError(f"{error}. {_ANY_SHAPE}" if found else str(error)) from error
+        return replace(_resized(found, models, str(error)), notes=tuple(notes))
     except InputError as error:
         if need_layout or family is not None or (need_layout is None and found is not None):
             raise
         log.warning("no layout, so nothing can be moved: %s", error)
-        found, layout = None, unmoved_layout(name for model in models.values() for name in model.floats())
-    result = Models(found, layout, models["source"], models["target"], models.get("tuned"))
-    check_vocabularies({role: one.companions for role, one in opened.items()})
-    _check_shapes(result)
+        layout = unmoved_layout(name for model in models.values() for name in model.floats())
+        _check_widths(None, models)
+        result = Models(None, layout, models["source"], models["target"], models.get("tuned"))
+        _check_presence(result)
+        return result
+
+
+_ANY_SHAPE = (
+    "Methods that fit target to what the fine-tune does carry it to models of other widths and depths: --method "
+    "functional, with unlabelled inputs (--inputs)"
+)
+
+
+def _of_one_shape(family: Family | None, models: Mapping[str, Model]) -> Models:
+    """The models under one layout.
+
+    Raises:
+        Unlike: source and target are of different shapes.
+        InputError: they do not belong together.
+    """
+    _check_widths(family, models)
+    result = Models(family, _bind(family, models), models["source"], models["target"], models.get("tuned"))
+    _check_presence(result)
     return result
+
+
+def _resized(family: Family, models: Mapping[str, Model], why: str) -> Models:
+    """The models where source is of another width or depth than target."""
+    source, target, tuned = models["source"], models["target"], models.get("tuned")
+    pair = {role: one for role, one in models.items() if role != "target"}
+    old = _bind(family, pair)
+    _check_presence(Models(family, old, source, source, tuned))
+    heads = () if tuned is None else [name for name in tuned.floats() if _is_head(family, name)]
+    own = {name: target.shape(name) for name in target.floats()}
+    architectures = [a for one in (tuned, target) if one for a in one.checkpoint.config.get("architectures") or ()]
+    config = {**_full_config(family, target), "architectures": architectures}
+    towers = _towers(family, target)
+
+    def bound(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        mine = {name: shape for name, shape in shapes.items() if _is_of(family, name, towers)}
+        try:
+            return bind(family, mine, config, {*own, *heads})
+        except InputError as error:
+            raise InputError(f"target {target.checkpoint.location}: {error}") from error
+
+    resizing = resizing_of(family, bound(own), old, why)
+    carried = {name: resizing.shape_in_target(name, tuned.shape(name)) for name in heads if name not in own and tuned}
+    layout = bound({**own, **carried})
+    return Models(family, layout, source, target, tuned, resizing_of(family, layout, old, why))
 
 
 def _open(model: ModelLike, config: ConfigLike) -> Checkpoint:
@@ -253,13 +322,15 @@ def _bind_one(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]
     mine = {name: shape for name, shape in shapes.items() if _is_of(family, name, towers)}
     architectures = [a for owner in owners for a in owner.checkpoint.config.get("architectures") or ()]
     owned = {name for owner in owners for name in owner.disk}
-    config = model.checkpoint.config
-    if not is_complete(family, config):
-        config = complete_config(config)
     try:
-        return bind(family, mine, {**config, "architectures": architectures}, owned)
+        return bind(family, mine, {**_full_config(family, model), "architectures": architectures}, owned)
     except InputError as error:
         raise InputError(f"{model.role} {model.checkpoint.location}: {error}") from error
+
+
+def _full_config(family: Family, model: Model) -> Mapping[str, Any]:
+    config = model.checkpoint.config
+    return config if is_complete(family, config) else complete_config(config)
 
 
 def _is_of(family: Family, name: str, towers: Collection[str | None]) -> bool:
@@ -278,7 +349,7 @@ def _check_depths(family: Family, order: Sequence[Model]) -> None:
     for model in order[1:]:
         for tower, depth in _depths(family, model).items():
             if first.get(tower, depth) != depth:
-                raise InputError(
+                raise _unlike(model)(
                     f"the number of layers differs{' in ' + tower if tower else ''}: {first[tower]} in {order[0].role} "
                     f"({order[0].checkpoint.location}), {depth} in {model.role} ({model.checkpoint.location})"
                 )
@@ -295,44 +366,59 @@ def _depths(family: Family, model: Model) -> dict[str, int]:
     return found
 
 
+def _unlike(other: Model) -> type[InputError]:
+    """The error when a model is of another shape: of target it may be dealt with, of a fine-tune it may not."""
+    return Unlike if other.role == "target" else InputError
+
+
 def _check_facts(one: Model, first: Layout, other: Model, second: Layout) -> None:
     for tower, facts in first.facts.items():
         if tower not in second.facts:
             continue
         for key, value in facts.items():
             if None not in (value, second.facts[tower][key]) and second.facts[tower][key] != value:
-                raise InputError(
+                raise (InputError if key == "norm" else _unlike(other))(
                     f"{key} differ{' in the ' + tower + ' tower' if tower else ''}: {value} in {one.role} "
                     f"({one.checkpoint.location}), {second.facts[tower][key]} in {other.role} "
                     f"({other.checkpoint.location}); maps between them would not keep the function"
                 )
 
 
-def _check_shapes(models: Models) -> None:
-    pairs: list[tuple[Model, Model]] = [(models.source, models.target)]
-    if models.tuned is not None:
-        pairs.append((models.source, models.tuned))
-    for one, other in pairs:
+def _check_widths(family: Family | None, models: Mapping[str, Model]) -> None:
+    """Whether all tensors but heads have one shape."""
+    source = models["source"]
+    for other in (models[role] for role in ("tuned", "target") if role in models):
+        for name in _union(source.floats(), other.floats()):
+            if name not in source or name not in other or source.shape(name) == other.shape(name):
+                continue
+            if family is None or not _is_head(family, name):
+                raise _unlike(other)(
+                    f"tensor {name!r} is {source.shape(name)} in source ({source.checkpoint.location}) and "
+                    f"{other.shape(name)} in {other.role} ({other.checkpoint.location}): "
+                    "another size of the model, or a resized vocabulary"
+                )
+
+
+def _check_presence(models: Models) -> None:
+    """Whether nothing but heads is in one model only."""
+    one = models.source
+    for other in (model for model in (models.target, models.tuned) if model is not None):
         for name in _union(one.floats(), other.floats()):
-            _check_shape(models, one, other, name)
-
-
-def _check_shape(models: Models, one: Model, other: Model, name: str) -> None:
-    if name in one and name in other:
-        if one.shape(name) != other.shape(name) and not (models.family and models.is_head(name)):
+            if (name in one) == (name in other):
+                continue
+            if models.is_head(name) or (models.family and name in models.family.tied):
+                continue
+            has, lacks = (one, other) if name in one else (other, one)
+            if models.lacks_tower(lacks, name):
+                continue
             raise InputError(
-                f"tensor {name!r} is {one.shape(name)} in {one.role} ({one.checkpoint.location}) and "
-                f"{other.shape(name)} in {other.role} ({other.checkpoint.location}): "
-                "another size of the model, or a resized vocabulary"
+                f"tensor {name!r} is in {has.role} ({has.checkpoint.location}) but not in {lacks.role} "
+                f"({lacks.checkpoint.location}): another depth or variant of the model, or an incomplete checkpoint"
             )
-    elif not (models.is_head(name) or (models.family and name in models.family.tied)):
-        has, lacks = (one, other) if name in one else (other, one)
-        if models.lacks_tower(lacks, name):
-            return
-        raise InputError(
-            f"tensor {name!r} is in {has.role} ({has.checkpoint.location}) but not in {lacks.role} "
-            f"({lacks.checkpoint.location}): another depth or variant of the model, or an incomplete checkpoint"
-        )
+
+
+def _is_head(family: Family, name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in family.optional)
 
 
 def _union(first: Iterable[str], second: Iterable[str]) -> list[str]:

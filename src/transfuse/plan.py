@@ -81,7 +81,8 @@ def make_plan(models: Models) -> Plan:
     """
     assert models.tuned is not None
     new_heads = _new_heads(models) if models.family else set()
-    actions = {name: _action(models, name, new_heads) for name in [*models.target.disk, *models.tuned.disk]}
+    own = models.tuned.disk if models.resizing is None else filter(models.is_head, models.tuned.disk)
+    actions = {name: _action(models, name, new_heads) for name in [*models.target.disk, *own]}
     as_tuned = "carry" in actions.values() and models.family is not None
     if as_tuned:
         actions = {n: "drop" if _is_left_behind(models, n) and a == "copy" else a for n, a in actions.items()}
@@ -120,6 +121,9 @@ def _action(models: Models, name: str, new_heads: set[str]) -> str:
         return "copy"
     if name not in target.disk and models.towers(tuned) - models.towers(target):
         return "skip"  # target is one tower of tuned's two: it stays what it is
+    if models.resizing is not None and name in target.disk and not models.is_head(name):
+        partner = models.source_name(name)
+        return "add" if partner is not None and partner in source and partner in tuned else "copy"
     if name not in tuned:
         return "copy"
     if name in tuned.disk and not tuned.dtype(name).is_floating_point:
@@ -129,7 +133,15 @@ def _action(models: Models, name: str, new_heads: set[str]) -> str:
     # A decoder of tuned's own meets embeddings only where they serve as one; a bare target has none to add to.
     meets = _has_head if name in tuned.disk and name not in tuned.tied else Model.__contains__
     shapes = {model.shape(name) if meets(model, name) else None for model in (source, tuned, target)}
+    if models.resizing is not None and None not in shapes:
+        shapes = {_public_shape(models, name, shape) for shape in shapes if shape}
     return "add" if len(shapes) == 1 and name.split(".")[0] not in new_heads else "carry"
+
+
+def _public_shape(models: Models, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The lengths of a head along the axes that are in no space: its labels."""
+    dims = models.layout.params[name].dims or ()
+    return tuple(n for n, axis in zip(shape, dims, strict=True) if axis.parts[0].space is None)
 
 
 def _has_head(model: Model, name: str) -> bool:
@@ -147,7 +159,18 @@ def _is_left_behind(models: Models, name: str) -> bool:
 def _out_name(models: Models, name: str, as_tuned: bool) -> str:
     assert models.tuned is not None
     first, second = (models.tuned, models.target) if as_tuned else (models.target, models.tuned)
-    return first.disk.get(name) or second.disk[name]
+    return first.disk.get(name) or _as_other_layer(first, name) or second.disk[name]
+
+
+def _as_other_layer(model: Model, name: str) -> str | None:
+    """The name that a tensor of a layer would have in a model that is not so deep, after that of another layer."""
+    found = re.search(r"\.(\d+)\.", name)
+    if found is None:
+        return None
+    first = f"{name[: found.start()]}.0.{name[found.end() :]}"
+    if first not in model.disk:
+        return None
+    return re.sub(r"\.0\.", f".{found[1]}.", model.disk[first], count=1)
 
 
 def output_files(plan: Plan, target: Model) -> dict[str, list[str]]:

@@ -23,14 +23,15 @@ from .card import model_card
 from .checkpoint import open_checkpoint
 from .delta import task_vector
 from .errors import InputError, VerificationError
-from .layout import is_embedding
-from .maps import Maps, Orthogonal, PerHead
+from .layout import Layout, is_embedding
+from .maps import Map, Maps, Orthogonal, PerHead, Rectangular
 from .match import MatchOptions, match_models, open_inputs, stored_null, tensor_generator
 from .methods import METHODS, Method, get_method
 from .modelling import Unavailable, load_transformers
 from .models import ConfigLike, ModelLike, Models, open_models
 from .plan import LABEL_HEAD, Plan, Step, make_plan, output_config, output_files, written_steps
 from .relation import DeltaReport, delta_report, is_nearer, relation
+from .resizing import in_order
 from .transport import transport
 from .verify import Equivalence, check_equivalence
 from .writing import check_output, write_checkpoint
@@ -90,6 +91,7 @@ class PortedTensors:
         self.layout = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
         self.folding = norm_folding(models.layout, models.all()) if maps.norms == "folded" else NO_FOLDING
         self.alpha, self.noise_seed = alpha, noise_seed
+        self.spaces = {**_in_order(models, self.layout), **maps.spaces}
         rotated = {name for name, one in maps.spaces.items() if isinstance(one, Orthogonal)}
         if maps.norms == "folded" and not rotated <= self.folding.rotatable:
             log.warning(
@@ -123,8 +125,11 @@ class PortedTensors:
         assert tuned is not None
         if self.fitted is not None:
             return self._fitted_delta(name)
-        delta, base = task_vector(source, tuned, name)
+        partner = self.models.source_name(name)
+        assert partner is not None  # else it is copied
+        delta, base = task_vector(source, tuned, partner)
         if self.noise_seed is not None:
+            delta = self.move(name, delta) if self.models.resizing else delta  # for its shape
             return _random_like(delta, name, self.noise_seed)
         if name in self.folding.factors:  # the gains are other ones in tuned, so the difference is taken after
             delta = self.folding.fold(tuned, name, base + delta) - self.folding.fold(source, name, base)
@@ -137,8 +142,9 @@ class PortedTensors:
         old = old if old.dtype == torch.float64 else old.float()
         if name in self.fitted:
             return self.fitted[name].to(old.dtype) - old
-        if is_embedding(name, self.layout) and self._is_mapped(name):
-            return self.move(name, task_vector(self.models.source, self.models.tuned, name)[0])
+        partner = self.models.source_name(name)
+        if partner is not None and is_embedding(name, self.layout) and self._is_mapped(name):
+            return self.move(name, task_vector(self.models.source, self.models.tuned, partner)[0])
         return torch.zeros_like(old)
 
     def _is_mapped(self, name: str) -> bool:
@@ -148,14 +154,39 @@ class PortedTensors:
 
     def move(self, name: str, x: Tensor) -> Tensor:
         """A tensor of source's coordinates, norms folded where the maps ask for it, in those of target."""
-        moved = transport(x, self.layout.params[name], self.maps.spaces)
+        moved = transport(x, self.layout.params[name], self.spaces)
         return self.folding.unfold(self.models.target, name, moved)
+
+    def unmoved(self, name: str) -> Tensor:
+        """A head of tuned as it is; units in order where target has more or fewer."""
+        assert self.models.tuned is not None
+        return transport(self.models.tuned.tensor(name), self.layout.params[name], _in_order(self.models, self.layout))
 
     @property
     def lost_share(self) -> float:
         """Share of the updates read so far that rounding swallowed."""
         lost, updates = (sum(pair[i] for pair in self.lost.values()) for i in (0, 1))
         return lost / updates if updates else 0.0
+
+
+def _in_order(models: Models, layout: Layout) -> dict[str, Map]:
+    """For source of another width: the maps that leave units in order, of the spaces that have another size there."""
+    if models.resizing is None:
+        return {}
+    found: dict[str, Map] = {}
+    for name, axes in layout.params.items():
+        its = models.source_name(name) or name
+        model = models.source if its in models.source else models.tuned
+        if model is None or its not in model:
+            continue
+        for axis, length in zip(axes.dims or (), model.shape(its), strict=axes.dims is not None):
+            known = [part.space for part in axis.parts if part.space is not None]
+            sizes = {space: layout.spaces[space].size for space in known}
+            total = sum(sizes[space] for space in known)
+            for space, size in sizes.items():
+                if len(known) == len(axis.parts) and length != total:
+                    found[space] = in_order(size, length * size // total)
+    return found
 
 
 def port(
@@ -216,7 +247,9 @@ def port(
     if place is not None and not dry_run:
         check_output(place, force=force)
     needs_layout = None if row is None else row.needs_layout  # auto adds what it has no layout for as it is
-    models = open_models(source, target, tuned, family=family, config=config, need_layout=needs_layout)
+    any_shape = row is None or row.any_shape
+    how = {"family": family, "config": config, "need_layout": needs_layout, "any_shape": any_shape}
+    models = open_models(source, target, tuned, **how)
     if place is not None:
         refuse_inputs(models, place, maps)
     plan = make_plan(models)
@@ -442,7 +475,8 @@ def check_maps(models: Models, maps: Maps) -> Maps:
     for name, one in maps.spaces.items():
         heads = len(one.inner) if isinstance(one, PerHead) else None
         wanted = None if METHODS[maps.method].heads == "flat" else spaces[name].heads if name in spaces else None
-        fits = name in spaces and one.size == spaces[name].size and heads == wanted
+        sized = isinstance(one, Rectangular) and models.resizing is not None
+        fits = name in spaces and one.size == spaces[name].size and (sized or heads == wanted)
         if not fits:
             raise InputError(f"the map of space {name!r} does not fit the models: the maps file is damaged")
     return maps
@@ -459,8 +493,15 @@ def _about(models: Models, plan: Plan, delta: DeltaReport) -> dict[str, Any]:
         "carried": [step.out for step in plan.of("carry")],
         "dropped": [step.name for step in plan.of("drop")],
         "delta": delta.as_dict(),
+        "resized": _about_shapes(models),
         "warnings": _warnings(models, delta),
     }
+
+
+def _about_shapes(models: Models) -> dict[str, Any]:
+    """In what source was seen otherwise than it is: with target's inputs, from another width or depth."""
+    why = None if models.resizing is None else models.resizing.why
+    return {"inputs": list(models.notes), "shapes": why}
 
 
 def _warnings(models: Models, delta: DeltaReport) -> list[str]:
@@ -473,7 +514,7 @@ def _warnings(models: Models, delta: DeltaReport) -> list[str]:
             f"the task vector is {delta.relative_norm:.2f} of the weights' norm, much for a fine-tune: "
             f"is {source.checkpoint.location} really the base of {tuned.checkpoint.location}?"
         )
-    if is_nearer(tuned, target, source):
+    if models.resizing is None and is_nearer(tuned, target, source):
         found.append(
             f"{tuned.checkpoint.location} is nearer to {target.checkpoint.location} than to "
             f"{source.checkpoint.location}: are the arguments in order (OLD_BASE TUNED NEW_BASE)?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .evaluate.run import pooled, prompts_in
 from .evaluate.tokens import Batch
 from .layout import Layout
 from .modelling import complete_config
-from .models import Model
+from .models import Model, Models
 from .skips import memory_names
 from .taps import Call, Seen, Site, block_of, call_of, call_order, find_sites, observe
 
@@ -35,6 +35,18 @@ class Probe:
     module: nn.Module
     sites: Mapping[str, Site]
     names: Mapping[str, str]
+
+    def renamed(self, names: Mapping[str, str]) -> Probe:
+        """The same with its sites and tensors under other names: new name -> the one it has here.
+
+        Sites without a new name stay, under one that no tensor has.
+        """
+        rest = self.sites.keys() - set(names.values())
+        renamed = {**names, **{f"{old} (unmatched)": old for old in sorted(rest)}}
+        sites = {new: replace(self.sites[old], name=new) for new, old in renamed.items() if old in self.sites}
+        return replace(
+            self, sites=sites, names={new: self.names[old] for new, old in names.items() if old in self.names}
+        )
 
     def see(self, batch: Batch, names: list[str]) -> dict[str, Seen]:
         """What these sites see; those that the inputs do not reach miss."""
@@ -116,6 +128,16 @@ def probe_of_model(model: Model, layout: Layout, device: str | torch.device) -> 
     state = {name: _single(checkpoint.tensor(name)) for name in checkpoint}
     module, _ = load_class(checkpoint.location, checkpoint.config, state)
     return _probe(module.to(device), layout, checkpoint.config)
+
+
+def probe_of_source(model: Model, models: Models, device: str | torch.device) -> Probe:
+    """Source or tuned, their sites and tensors under target's names.
+
+    Raises:
+        InputError: its class cannot be built here.
+    """
+    probe = probe_of_model(model, models.source_layout, device)
+    return probe if models.resizing is None else probe.renamed(models.resizing.names)
 
 
 def probe_of_live(live: LiveModel, layout: Layout) -> Probe:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 # The extra `bench`; its absence was explained by the imports above.
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +23,7 @@ from .match import MatchOptions
 from .methods import METHODS, Method
 from .train import InitSpec, TrainSpec
 
+Positive = Annotated[float, Field(gt=0)]
 Section = Literal["transport", "alpha", "fewshot", "interpolation"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 CONTROLS = ("naive", "random")
@@ -232,15 +233,19 @@ class FewShotSpec(TransportSpec):
         shots: examples of each class.
         steps, lr: of the descent on the scales.
         per: "layer" or "tensor".
-        tune_lr: of the baseline, plain fine-tuning of target for as many steps, and of fine-tuning what was carried.
-        alphas: of GradFix, whose scale is cross-validated; one example of a class has the smallest.
+        tune_lr, tune_steps: of the baseline, plain fine-tuning of target, and of fine-tuning what was carried; of
+            several learning rates the best on the validation split. No steps: as many as `steps`.
+        mask_alpha: of GradFix: one scale, or "cv": that of `alphas` which is best by cross-validation on the examples,
+            1 where there is only one of a class.
     """
 
     shots: list[int] = Field(default=[1, 4, 16], min_length=1)
     steps: int = Field(default=100, ge=1)
     lr: float = Field(default=0.05, gt=0)
     per: Literal["layer", "tensor"] = "layer"
-    tune_lr: float = Field(default=1e-4, gt=0)
+    tune_lr: Positive | Annotated[list[Positive], Field(min_length=1)] = 1e-4
+    tune_steps: int | None = Field(default=None, ge=1)
+    mask_alpha: float | Literal["cv"] = "cv"
 
 
 class InterpolationSpec(Spec):

@@ -123,6 +123,8 @@ class Relation:
 
 # From the least correspondence to the most.
 TEXTS = {
+    "other-shapes": "The bases are of different shapes, so no unit of one is a unit of the other: what the fine-tune "
+    "does can be carried over, its weights cannot.",
     "not-tested": "The weights do not agree as they are, and no matching was tested.",
     "no-correspondence": "No correspondence found in the weights: matching reaches no more than it reaches on a "
     "shuffled target. A port by weights alone is not expected to carry the task over; check it on data before use.",
@@ -141,6 +143,8 @@ def relation(models: Models, maps: Maps | None = None, null: Mapping[str, NullTe
     Args:
         maps, null: what matching and its null test found, if they were run.
     """
+    if models.resizing is not None:
+        return Relation("other-shapes", TEXTS["other-shapes"], {}, {})
     cosines = {tower: one.identity for tower, one in null.items()} if null else raw_cosines(models)
     as_is = maps is None or maps.is_identity or bool(maps.report.get("identity_is_as_good"))
     towers = {tower: _verdict(cosine, as_is, null[tower] if null else None) for tower, cosine in cosines.items()}

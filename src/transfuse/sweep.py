@@ -62,15 +62,14 @@ class Blend:
 def blend_of(result: PortResult) -> Blend:
     """Transports every tensor of a port (or a merge) once; needs memory for target twice."""
     tensors = result.tensors
-    tuned, steps = tensors.models.tuned, tensors.steps
-    assert tuned is not None
+    steps = tensors.steps
     added = {out: step.name for out, step in steps.items() if step.action == "add"}
     carried = {out: step.name for out, step in steps.items() if step.action == "carry"}
     return Blend(
         target={out: tensors.models.target.tensor(name) for out, name in added.items()},
         update={out: tensors.delta(name) for out, name in added.items()},
         fixed={out: tensors.read(out) for out in steps if out not in added},
-        unmoved={out: tuned.tensor(name).to(tensors.plan.dtype) for out, name in carried.items()},
+        unmoved={out: tensors.unmoved(name).to(tensors.plan.dtype) for out, name in carried.items()},
         names={out: step.name for out, step in steps.items()},
     )
 

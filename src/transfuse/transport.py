@@ -46,7 +46,7 @@ def _move_axis(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> Tensor:
 
 
 def _split(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> tuple[Tensor, ...]:
-    known = [maps[p.space].size if p.space and p.space in maps else None for p in axis.parts]
+    known = [maps[p.space].source_size if p.space and p.space in maps else None for p in axis.parts]
     unknown = known.count(None)
     rest = x.shape[dim] - sum(size for size in known if size is not None)
     return x.split([size if size is not None else rest // unknown for size in known], dim)

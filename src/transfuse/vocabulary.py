@@ -7,34 +7,68 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from .errors import InputError
 
 log = logging.getLogger(__name__)
 
 # A few renamed special or unused tokens do no harm; another vocabulary does.
 TOLERATED = 0.01
+# With fewer of target's tokens known to source, texts would mean nothing to it.
+NEEDED = 0.5
 
 
 def check_vocabularies(folders: Mapping[str, Path | None]) -> None:
-    """Compares the vocabularies of source, tuned and target; those without files are taken on trust.
+    """Compares the vocabularies of source and tuned; those without files are taken on trust.
 
     Raises:
         InputError: more than one token in a hundred has another id, so embeddings would be added to the wrong tokens.
     """
-    found = {role: tokens for role, folder in folders.items() if folder and (tokens := read_vocabulary(folder))}
-    if "source" not in found:
-        return
-    for role, tokens in found.items():
-        differing = [token for token, index in found["source"].items() if tokens.get(token) != index]
-        if len(differing) > TOLERATED * len(found["source"]):
-            token = differing[0]
-            raise InputError(
-                f"{role} {folders[role]} has another vocabulary than source: {len(differing)} tokens of "
-                f"{len(found['source'])} have other ids (e.g. {token!r}: {found['source'][token]} in source, "
-                f"{tokens.get(token)} here). Porting between vocabularies is not supported."
-            )
-        if differing:
-            log.warning("%s: %d tokens have other ids than in source, e.g. %r", role, len(differing), differing[0])
+    source, tuned = (_tokens(folders.get(role)) for role in ("source", "tuned"))
+    differing = _differing(source, tuned) if source and tuned else []
+    if len(differing) > TOLERATED * len(source):
+        token = differing[0]
+        raise InputError(
+            f"tuned {folders['tuned']} has another vocabulary than source: {len(differing)} tokens of {len(source)} "
+            f"have other ids (e.g. {token!r}: {source[token]} in source, {tuned.get(token)} here). Is it a fine-tune "
+            "of this base?"
+        )
+    if differing:
+        log.warning("%s: %d tokens have other ids than in source", folders["tuned"], len(differing))
+
+
+def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Tensor | None:
+    """int64 (rows of target's table,): the id in source of every token of target, -1 where source has no such token.
+
+    None where ids agree, or a vocabulary is not there. `notes` get a line about it.
+
+    Raises:
+        InputError: source knows less than half of target's tokens.
+    """
+    old, new = _tokens(source), _tokens(target)
+    if not old or not new or len(_differing(old, new)) <= TOLERATED * len(old):
+        return None
+    rows = torch.full((max(new.values()) + 1,), -1)
+    for token, index in new.items():
+        rows[index] = old.get(token, -1)
+    known = sum(token in old for token in new)
+    if known < NEEDED * len(new):
+        raise InputError(
+            f"{target}: of its {len(new)} tokens source ({source}) knows {known}; texts cut into target's tokens would "
+            "mean nothing to it, so nothing can be carried over between these vocabularies"
+        )
+    notes.append(f"vocabulary: {known} of target's {len(new)} tokens are in source, under other ids in part")
+    return rows
+
+
+def _tokens(folder: Path | None) -> dict[str, int]:
+    return read_vocabulary(folder) if folder else {}
+
+
+def _differing(one: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
+    return [token for token, index in one.items() if other.get(token) != index]
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:

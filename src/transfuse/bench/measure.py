@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import TransfuseError
 from ..evaluate import Inputs, LiveModel, TaskSpec, evaluate, score_dict, with_state
+from ..evaluate.data import Split
 from ..evaluate.unlabelled import SYNTHETIC
 from ..interpolate import interpolate
 from ..maps import Maps
@@ -246,7 +247,7 @@ class Regime:
             about,
             choose_shots(about, live, shots, data_dir=self.bench.settings.data_dir, seed=self.seed),
             MaskRule(seed=self.seed),
-            alpha="cv" if shots > 1 else min(spec.alphas),
+            alpha=1.0 if spec.mask_alpha == "cv" and shots == 1 else spec.mask_alpha,
             alphas=spec.alphas,
         )
         test = self.bench.scores(live, found.blend.state(found.alpha), about, "test")
@@ -284,19 +285,22 @@ class Regime:
         result: PortResult,
         blend: Blend,
     ) -> Record:
-        """Fine-tuning on the examples, from some weights."""
+        """Fine-tuning on the examples, from some weights; of several learning rates the best on validation data."""
         live, about = self._live(result, blend), self.bench.recipe.tasks[task]
         rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
-        start = with_state(live, state)
-        tuned = few_shot_tune(start, about, rows, steps=spec.steps, lr=spec.tune_lr, seed=self.seed)
+        start, steps = with_state(live, state), spec.tune_steps or spec.steps
+        rates = sorted(set(spec.tune_lr)) if isinstance(spec.tune_lr, list) else [spec.tune_lr]
+        tried = {lr: few_shot_tune(start, about, rows, steps=steps, lr=lr, seed=self.seed) for lr in rates}
+        curve = [self._evaluated(one, about, "validation") for one in tried.values()] if len(tried) > 1 else []
+        tuned = tried[choose_alpha(rates, curve, about) if curve else rates[0]]
         test = self._evaluated(tuned, about)
         # A head of the task's own says nothing about the support task.
         own = spec.support is not None and not blend.unmoved
         support = self._evaluated(tuned, self.bench.recipe.tasks[spec.support or task]) if own else None
         return FewShot(self.seed, self.label, task, label, shots, test, support)
 
-    def _evaluated(self, live: LiveModel, task: TaskSpec) -> Scores:
-        return score_dict(evaluate(live, task, self.bench.prepared(task, "test", live)))
+    def _evaluated(self, live: LiveModel, task: TaskSpec, split: Split = "test") -> dict[str, float]:
+        return score_dict(evaluate(live, task, self.bench.prepared(task, split, live)))
 
     # --- interpolation --------------------------------------------------------------------------------------------
 
@@ -383,8 +387,8 @@ def _options_of(spec: FewShotSpec, then: str) -> dict[str, Any]:
     """What the result of a way to use examples depends on."""
     return {
         "scale": {"steps": spec.steps, "lr": spec.lr, "per": spec.per},
-        "mask": {"alphas": spec.alphas},
-        "tune": {"steps": spec.steps, "lr": spec.tune_lr},
+        "mask": {"alpha": spec.mask_alpha, "alphas": spec.alphas},
+        "tune": {"steps": spec.tune_steps or spec.steps, "lr": spec.tune_lr},
         "nothing": {},
     }[then]
 

@@ -25,7 +25,12 @@ class Map(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Number of units."""
+        """Number of target's units."""
+
+    @property
+    def source_size(self) -> int:
+        """Number of source's units."""
+        return self.size
 
     @property
     def is_identity(self) -> bool:
@@ -34,7 +39,7 @@ class Map(ABC):
 
     @abstractmethod
     def apply(self, x: Tensor, dim: int) -> Tensor:
-        """T applied along dimension `dim` of `x`, which is `size` long there; shape and dtype stay."""
+        """T applied along dimension `dim` of `x`, which is `source_size` long there, `size` after; dtype stays."""
 
     @abstractmethod
     def inverse(self) -> Map:
@@ -53,8 +58,8 @@ class Map(ABC):
         """What a file has to hold to rebuild this map, by part name."""
 
     def matrix(self) -> Tensor:
-        """The dense (size, size) float64 matrix of this map; for tests and small cases."""
-        return self.apply(torch.eye(self.size, dtype=torch.float64), 0)
+        """The dense (size, source_size) float64 matrix of this map; for tests and small cases."""
+        return self.apply(torch.eye(self.source_size, dtype=torch.float64), 0)
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,26 @@ class Coupling(_Matrix):
 
 
 @dataclass(frozen=True, eq=False)
+class Rectangular(_Matrix):
+    """A map between different numbers of units, shape (target's, source's). The pseudo-inverse is its way back."""
+
+    kind: ClassVar[str] = "rectangular"
+
+    @property
+    def source_size(self) -> int:
+        return self.weight.shape[1]
+
+    def inverse(self) -> Rectangular:
+        return Rectangular(torch.linalg.pinv(self.weight))
+
+    def dual(self) -> Rectangular:
+        return Rectangular(torch.linalg.pinv(self.weight).T.contiguous())
+
+    def __matmul__(self, other: Map) -> Map:
+        return self if isinstance(other, Identity) else Rectangular(self.after(other))
+
+
+@dataclass(frozen=True, eq=False)
 class PerHead(Map):
     """Heads move as a whole, and every head has a map of its own inside (Rinaldi et al. 2025, eq. 24).
 
@@ -270,6 +295,8 @@ def map_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> Map:
         return _checked_orthogonal(_part(tensors, "weight"))
     if kind == Coupling.kind:
         return _checked_coupling(_part(tensors, "weight"))
+    if kind == Rectangular.kind:
+        return _checked_rectangular(_part(tensors, "weight"))
     if kind == PerHead.kind:
         heads = _checked_index(_part(tensors, "heads"))
         part = next((name for name in ("index", "orthogonal") if name in tensors), "weight")
@@ -318,6 +345,12 @@ def _checked_coupling(weight: Tensor) -> Coupling:
     if not _is_square(weight) or bool((weight < 0).any()) or max((weight.sum(d) - 1).abs().max() for d in (0, 1)) > 0.1:
         raise InputError(f"the rows and columns of a coupling do not sum to one: {DAMAGED}")
     return Coupling(weight)
+
+
+def _checked_rectangular(weight: Tensor) -> Rectangular:
+    if not weight.is_floating_point() or weight.dim() != 2 or not torch.isfinite(weight).all():
+        raise InputError(f"a map between different numbers of units is no finite matrix: {DAMAGED}")
+    return Rectangular(weight)
 
 
 def _is_square(weight: Tensor) -> bool:

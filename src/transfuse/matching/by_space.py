@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from ..layout import Layout, Space
-from ..maps import Map, Orthogonal, PerHead, Permutation
+from ..maps import Map, Orthogonal, PerHead, Permutation, Rectangular
 from .assignment import best_permutation
-from .heads import identity_heads, inner_maps, joint_heads
+from .heads import identity_heads, inner_maps, joint_heads, resized_heads
 from .procrustes import best_rotation
 
 
-def best_maps(scores: Mapping[str, Tensor], form: Layout, group: str) -> dict[str, Map]:
+def best_maps(
+    scores: Mapping[str, Tensor], form: Layout, group: str, source_heads: Callable[[str], int | None] | None = None
+) -> dict[str, Map]:
     """The best map of every space.
 
     Args:
@@ -23,13 +25,26 @@ def best_maps(scores: Mapping[str, Tensor], form: Layout, group: str) -> dict[st
         form: whose spaces they are.
         group: "permutation"; "orthogonal": rotations where the layout allows them, permutations elsewhere; "rotation":
             rotations everywhere, heads whole.
+        source_heads: space -> number of source's heads, where its sizes are others; rotations only.
     """
     known = {space: one for space, one in scores.items() if form.spaces[space].moves and one.any()}
     found: dict[str, Map] = {s: _best(known[s], form, s, group) for s in known if form.spaces[s].heads is None}
     inside = sorted((space for space in form.spaces.values() if space.heads and space.moves), key=_heads_of)
     for _, sharing in groupby(inside, key=_heads_of):
-        found |= _best_heads(known, list(sharing), "permutation" if group == "permutation" else "orthogonal")
+        spaces = list(sharing)
+        if source_heads is not None:
+            found |= _resized_heads(known, spaces, source_heads)
+        else:
+            found |= _best_heads(known, spaces, "permutation" if group == "permutation" else "orthogonal")
     return found
+
+
+def _resized_heads(
+    scores: Mapping[str, Tensor], spaces: list[Space], source_heads: Callable[[str], int | None]
+) -> Mapping[str, Map]:
+    known = {space.name: scores[space.name] for space in spaces if space.name in scores}
+    count, other = spaces[0].heads, source_heads(spaces[0].name)
+    return resized_heads(known, count, other) if known and count and other else {}
 
 
 def _heads_of(space: Space) -> str:
@@ -54,7 +69,8 @@ def _best_heads(scores: Mapping[str, Tensor], spaces: list[Space], inner: str) -
 
 def _best(scores: Tensor, form: Layout, space: str, group: str) -> Map:
     if group == "rotation":
-        return Orthogonal(best_rotation(scores))
+        found = best_rotation(scores)
+        return Orthogonal(found) if found.shape[0] == found.shape[1] else Rectangular(found)
     if group == "orthogonal" and form.spaces[space].group == "rotation":
         return Orthogonal(best_rotation(scores, keep_ones=True))
     return Permutation(best_permutation(scores))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..maps import Map, Orthogonal, PerHead, Permutation
+from ..maps import Map, Orthogonal, PerHead, Permutation, Rectangular
 from .assignment import best_permutation, permutation_score
 from .procrustes import best_rotation
 
@@ -60,9 +61,34 @@ def joint_heads(scores: Mapping[str, Tensor], count: int, group: str = "permutat
     return {space: inner_maps(score, heads, group) for space, score in scores.items()}
 
 
-def head_blocks(scores: Tensor, count: int) -> Tensor:
-    """(heads * d, heads * d) -> (target head, source head, d, d)."""
-    return scores.unflatten(1, (count, -1)).unflatten(0, (count, -1)).permute(0, 2, 1, 3)
+def resized_heads(scores: Mapping[str, Tensor], count: int, source_count: int) -> dict[str, Rectangular]:
+    """The same between different numbers of heads, or heads of different widths: rotations inside, heads whole.
+
+    Heads are assigned; where target has more, each that is left over takes the one that fits it best.
+
+    Args:
+        scores: space -> (target's units, source's units) cross-moments.
+        count, source_count: numbers of heads.
+    """
+    blocks = {space: head_blocks(score, count, source_count) for space, score in scores.items()}
+    pairs = torch.stack([torch.linalg.svdvals(one.double()).sum(-1) for one in blocks.values()]).sum(0)
+    heads = pairs.argmax(1)
+    rows, columns = linear_sum_assignment(pairs.numpy(), maximize=True)
+    heads[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    found = {}
+    for space, score in scores.items():
+        weight = torch.zeros(score.shape, dtype=torch.float64)
+        mine, its = (size // n for size, n in zip(score.shape, (count, source_count), strict=True))
+        for i, j in enumerate(heads.tolist()):
+            turned = best_rotation(blocks[space][i, j]) if (mine, its) != (1, 1) else torch.ones(1, 1)
+            weight[i * mine : (i + 1) * mine, j * its : (j + 1) * its] = turned
+        found[space] = Rectangular(weight)
+    return found
+
+
+def head_blocks(scores: Tensor, count: int, source_count: int | None = None) -> Tensor:
+    """(heads * d, source heads * e) -> (target head, source head, d, e)."""
+    return scores.unflatten(1, (source_count or count, -1)).unflatten(0, (count, -1)).permute(0, 2, 1, 3)
 
 
 def identity_heads(count: int, width: int, heads: Tensor | None = None) -> PerHead:

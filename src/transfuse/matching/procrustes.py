@@ -10,11 +10,12 @@ def best_rotation(scores: Tensor, *, keep_ones: bool = False) -> Tensor:
     """The orthogonal matrix T with the largest <scores, T>.
 
     Args:
-        scores: (n, n); entry (i, j) is the inner product of target unit i with source unit j.
-        keep_ones: only matrices that keep the vector of ones, as LayerNorm, which removes the mean, allows.
+        scores: (n, m); entry (i, j) is the inner product of target unit i with source unit j.
+        keep_ones: only matrices that keep the vector of ones, as LayerNorm, which removes the mean, allows; n = m.
 
     Returns:
-        float64 (n, n) on the CPU. Directions on which the scores say nothing stay where they are.
+        float64 (n, m) on the CPU: its shorter side is orthonormal where n and m differ. Directions on which the scores
+        say nothing stay where they are.
     """
     scores = scores.cpu().double()
     size = len(scores)
@@ -32,6 +33,6 @@ def ones_complement(size: int) -> Tensor:
 
 def _polar(scores: Tensor) -> Tensor:
     # A trace of the identity decides where the scores have no rank, and makes the result the same on every run.
-    scores = scores + 1e-9 * torch.linalg.matrix_norm(scores, 2) * torch.eye(len(scores), dtype=scores.dtype)
-    left, _, right = torch.linalg.svd(scores)
+    scores = scores + 1e-9 * torch.linalg.matrix_norm(scores, 2) * torch.eye(*scores.shape, dtype=scores.dtype)
+    left, _, right = torch.linalg.svd(scores, full_matrices=False)
     return (left @ right).contiguous()

@@ -1,0 +1,243 @@
+"""Source and tuned seen with target's inputs: vocabularies, image sizes, patches, positions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertForMaskedLM, BertModel, CLIPModel, Dinov2Config, Dinov2Model, ViTForImageClassification
+
+import transfuse
+from test_resizing import DRAWN
+from tiny import Model, bert, clip, fine_tuned, randomise, save, state_of, vit
+from transfuse import InputError
+from transfuse.layouts import FAMILIES
+from transfuse.modelling import load_transformers
+from transfuse.models import Models, open_models
+
+WORDS = [f"word{i}" for i in range(26)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def with_vocabulary(place: Path, tokens: list[str]) -> Path:
+    (place / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+    return place
+
+
+def seen(models: Models, role: str = "source") -> Model:
+    """A model as it is seen, in its real class."""
+    checkpoint = getattr(models, role).checkpoint
+    model, loading = load_transformers(checkpoint.config, {name: checkpoint.tensor(name) for name in checkpoint})
+    assert not loading.mismatched and not loading.missing - {"cls.predictions.decoder.weight"}, loading
+    return model
+
+
+# --- vocabularies -----------------------------------------------------------------------------------------------------
+
+
+def two_vocabularies(folder: Path) -> tuple[list[Path], list[str], list[str]]:
+    old = SPECIAL + WORDS
+    new = [*SPECIAL, "added", *reversed(WORDS[:20]), "other"]  # some are gone, two are new, all have other ids
+    source = bert(BertForMaskedLM, 0)
+    target = bert(BertForMaskedLM, 1, vocab_size=len(new))
+    places = [
+        save(source, folder / "source"),
+        save(fine_tuned(source), folder / "tuned"),
+        save(target, folder / "target"),
+    ]
+    for place, tokens in zip(places, (old, old, new), strict=True):
+        with_vocabulary(place, tokens)
+    return places, old, new
+
+
+def test_tokens_go_by_name(tmp_path: Path) -> None:
+    """Source, as it is seen, gives for target's ids what it gives for its own ids of the same tokens."""
+    places, old, new = two_vocabularies(tmp_path)
+    models = open_models(places[0], places[2], places[1])
+    shared = [token for token in new if token in old]
+    text = torch.randint(len(shared), (4, 9), generator=torch.Generator().manual_seed(0))
+    ids = [torch.tensor([[tokens.index(shared[i]) for i in row] for row in text.tolist()]) for tokens in (old, new)]
+    for role, place in zip(("source", "tuned"), places[:2], strict=True):
+        plain: Any = BertForMaskedLM.from_pretrained(place, dtype=torch.float64)
+        with torch.no_grad():
+            wanted, found = plain(ids[0]).logits, seen(models, role)(ids[1]).logits
+        columns = [[tokens.index(token) for token in shared] for tokens in (old, new)]
+        torch.testing.assert_close(found[..., columns[1]], wanted[..., columns[0]])
+    assert any("24 of target's 27 tokens" in note or "tokens are in source" in note for note in models.notes)
+    table = models.source.tensor("embeddings.word_embeddings.weight")
+    own = state_of(bert(BertForMaskedLM, 0))["bert.embeddings.word_embeddings.weight"]
+    torch.testing.assert_close(table[new.index("added")], own.mean(0), rtol=0, atol=1e-6)
+
+
+def test_naive_adds_by_token(tmp_path: Path) -> None:
+    places, old, new = two_vocabularies(tmp_path)
+    result = transfuse.port(*places, method="naive")
+    name = "bert.embeddings.word_embeddings.weight"
+    base, tuned, target = (state_of(BertForMaskedLM.from_pretrained(one, dtype=torch.float64))[name] for one in places)
+    change = result.tensor(name) - target
+    for token in (one for one in new if one in old):
+        expected = (tuned - base)[old.index(token)]
+        torch.testing.assert_close(change[new.index(token)], expected, rtol=0, atol=1e-6)
+
+
+def test_the_same_tokens_stay_what_they_are(tmp_path: Path) -> None:
+    places = [save(bert(BertForMaskedLM, seed), tmp_path / str(seed)) for seed in (0, 1)]
+    for place in places:
+        with_vocabulary(place, SPECIAL + WORDS)
+    assert open_models(*places).notes == ()
+
+
+def test_a_table_padded_to_more_rows(tmp_path: Path) -> None:
+    """The same tokenizer, rows that no token has: as hub models have for speed."""
+    places = [save(bert(BertModel, 0), tmp_path / "0"), save(bert(BertModel, 1, vocab_size=40), tmp_path / "1")]
+    models = open_models(*places)
+    table, own = models.source.tensor("embeddings.word_embeddings.weight"), state_of(bert(BertModel, 0))
+    assert table.shape == (40, 16)
+    torch.testing.assert_close(table[:31], own["embeddings.word_embeddings.weight"])
+    models = open_models(*reversed(places))
+    assert models.source.tensor("embeddings.word_embeddings.weight").shape == (31, 16)
+
+
+def test_another_language_is_refused(tmp_path: Path) -> None:
+    places = [save(bert(BertModel, seed), tmp_path / str(seed)) for seed in (0, 1)]
+    with_vocabulary(places[0], SPECIAL + WORDS)
+    with_vocabulary(places[1], SPECIAL + [f"mot{i}" for i in range(26)])
+    with pytest.raises(InputError, match=r"of its 31 tokens source .* knows 5; .* nothing can be carried over"):
+        open_models(*places)
+
+
+def test_a_fine_tune_with_tokens_of_its_own_is_refused(tmp_path: Path) -> None:
+    places = [save(bert(BertModel, seed), tmp_path / str(seed)) for seed in (0, 1, 2)]
+    for place, tokens in zip(places, (WORDS, WORDS, WORDS[::-1]), strict=True):
+        with_vocabulary(place, SPECIAL + tokens)
+    with pytest.raises(InputError, match=r"tuned .* has another vocabulary than source.*Is it a fine-tune"):
+        open_models(places[0], places[1], places[2])
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def pixels(size: int, channels: int = 1) -> Tensor:
+    return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def test_another_resolution_is_that_of_transformers(tmp_path: Path) -> None:
+    """The position table is resized as transformers does it for larger images."""
+    source, target = vit(0), vit(1, image_size=16)
+    places = [save(source, tmp_path / "0"), save(target, tmp_path / "1")]
+    models = open_models(*places)
+    with torch.no_grad():
+        wanted = source(pixels(16), interpolate_pos_encoding=True).logits
+        torch.testing.assert_close(seen(models)(pixels(16)).logits, wanted, rtol=0, atol=1e-6)
+    assert any("position_embeddings (1, 5, 16) is seen as (1, 17, 16)" in note for note in models.notes)
+
+
+@pytest.mark.parametrize(("mine", "its"), [(2, 4), (4, 2), (4, 4)])
+def test_other_patches_are_resized_patches(tmp_path: Path, mine: int, its: int) -> None:
+    """Source sees every patch of target's resized to what it expects."""
+    size = 4 * mine
+    source, target = vit(0, patch_size=its, image_size=4 * its), vit(1, patch_size=mine, image_size=size)
+    models = open_models(save(source, tmp_path / "0"), save(target, tmp_path / "1"))
+    x = pixels(size)
+    patches = x.unfold(2, mine, mine).unfold(3, mine, mine)  # (n, 1, rows, columns, mine, mine)
+    flat = functional.interpolate(patches.reshape(-1, 1, mine, mine), size=(its, its), mode="bilinear", antialias=True)
+    large = flat.view(3, 1, 4, 4, its, its).permute(0, 1, 2, 4, 3, 5).reshape(3, 1, 4 * its, 4 * its)
+    with torch.no_grad():
+        torch.testing.assert_close(seen(models)(x).logits, source(large).logits, rtol=0, atol=1e-5)
+
+
+def test_special_positions_stay(tmp_path: Path) -> None:
+    places = [save(vit(0), tmp_path / "0"), save(vit(1, image_size=12), tmp_path / "1")]
+    table = open_models(*places).source.tensor("embeddings.position_embeddings")
+    own = state_of(vit(0))["vit.embeddings.position_embeddings"]
+    torch.testing.assert_close(table[:, 0], own[:, 0])
+    assert table.shape == (1, 10, 16)
+
+
+def test_clip_with_larger_images(tmp_path: Path) -> None:
+    source = clip(CLIPModel, 0)
+    target = clip(CLIPModel, 1)
+    larger = _larger_clip(target, 16)
+    models = open_models(save(source, tmp_path / "0"), save(larger, tmp_path / "1"))
+    with torch.no_grad():
+        wanted = source.get_image_features(pixels(16, 3), interpolate_pos_encoding=True)
+        found = seen(models).get_image_features(pixels(16, 3))
+    first, second = (one if isinstance(one, Tensor) else one.pooler_output for one in (found, wanted))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+def _larger_clip(model: Model, size: int) -> Model:
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.vision_config.image_size = size
+    return randomise(type(model)(config).double(), 3)
+
+
+def test_dinov2_with_other_sizes(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4}
+    made = [randomise(Dinov2Model(Dinov2Config(**small, image_size=size)).double(), size) for size in (8, 16)]
+    models = open_models(*(save(one, tmp_path / str(i)) for i, one in enumerate(made)))
+    with torch.no_grad():
+        found, wanted = (one(pixels(16, 3)).last_hidden_state for one in (seen(models), made[0]))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["naive", "tied", "orthogonal", "functional"])
+def test_every_method_carries_to_another_resolution(tmp_path: Path, method: str) -> None:
+    """The body has one shape, so weights can be matched as ever."""
+    source = vit(0)
+    target = vit(0, image_size=16)
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, fine_tuned(source, size=0.2), target))]
+    inputs = DRAWN if method == "functional" else None
+    result = transfuse.port(*places, method=method, inputs=inputs, null_trials=0, out=tmp_path / "out")
+    assert result.report["resized"]["shapes"] is None and result.report["resized"]["inputs"]
+    found: Any = ViTForImageClassification.from_pretrained(tmp_path / "out", dtype=torch.float64)
+    assert found.config.image_size == 16 and found(pixels(16)).logits.shape == (3, 7)
+
+
+def test_grids_that_are_not_square_are_refused(tmp_path: Path) -> None:
+    places = [save(vit(0), tmp_path / "0"), save(vit(1, image_size=(8, 12)), tmp_path / "1")]
+    with pytest.raises(InputError, match=r"5 and 7 positions are not those of two square grids of patches"):
+        open_models(*places)
+
+
+def test_other_channels_are_refused(tmp_path: Path) -> None:
+    places = [save(vit(0), tmp_path / "0"), save(vit(1, num_channels=3), tmp_path / "1")]
+    with pytest.raises(InputError, match=r"images have 1 channels in source and 3 in target"):
+        open_models(*places)
+
+
+# --- positions of texts -----------------------------------------------------------------------------------------------
+
+
+def test_positions_of_texts_are_cut_or_filled(tmp_path: Path) -> None:
+    places = [
+        save(bert(BertModel, 0), tmp_path / "0"),
+        save(bert(BertModel, 1, max_position_embeddings=20), tmp_path / "1"),
+    ]
+    name, own = "embeddings.position_embeddings.weight", state_of(bert(BertModel, 0))
+    longer = open_models(*places).source.tensor(name)
+    assert longer.shape == (20, 16) and torch.equal(longer[:14], own[name]) and not longer[14:].any()
+    assert open_models(*reversed(places)).source.tensor(name).shape == (14, 16)
+
+
+def test_fingerprints_tell_the_forms_apart(tmp_path: Path) -> None:
+    """Maps made for one target are refused for source as another target sees it."""
+    places = [save(vit(0), tmp_path / "0"), save(vit(1), tmp_path / "1"), save(vit(1, image_size=16), tmp_path / "2")]
+    prints = {open_models(places[0], one).source.checkpoint.fingerprint() for one in places[1:]}
+    assert len(prints) == 2
+
+
+def test_every_family_is_seen_as_it_is_by_its_like() -> None:
+    """No table calls for a change between models of one shape."""
+    assert "bert" in FAMILIES
+    state, config = state_of(bert(BertForMaskedLM, 0)), bert(BertForMaskedLM, 0).config.to_dict()
+    models = open_models(state, state, config=json.loads(json.dumps(config)))
+    assert (
+        models.notes == ()
+        and models.source.checkpoint.headers == open_models(state, state, config=config).target.checkpoint.headers
+    )
