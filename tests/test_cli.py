@@ -111,7 +111,7 @@ MATCH_KEYS = {
 DELTA_KEYS = {"changed", "relative_norm", "verdict", "parts.*"}
 EQUIVALENCE_KEYS = {"checked", "dtype", "error", "outputs", "passed", "reason", "stock"}
 FACT_KEYS = {"*.activation", "*.heads", "*.layers", "*.norm"}
-OPTION_KEYS = {"device", "max_sweeps", "restarts", "ridge", "seed", "spectra_output", "tie_qkv"}
+OPTION_KEYS = {"device", "keep_embeddings", "max_sweeps", "restarts", "ridge", "seed", "spectra_output", "tie_qkv"}
 MODEL_KEYS = {"architectures", "dtypes.*", "files", "kind", "location", "parameters", "tensors", "tied", "vocabulary"}
 ABOUT_KEYS = (
     {"alpha", "carried", "dropped", "family", "method", "out", "summary", "tensors.*", "transfuse", "warnings"}
@@ -248,13 +248,13 @@ def test_maps_bring_their_method(three: tuple[str, str, str], tmp_path: Path) ->
 
 def test_options_reach_the_library(three: tuple[str, str, str], tmp_path: Path) -> None:
     report = as_json(
-        "port", *three, "-o", tmp_path / "out", "--alpha", "0.25", "--seed", "3", "--restarts", "1",
+        "port", *three, "-o", tmp_path / "out", "--method", "tied", "--alpha", "0.25", "--seed", "3", "--restarts", "1",
         "--max-sweeps", "7", "--tie-qkv", "--spectra-output", "--no-verify", "--null-trials", "1",
     )  # fmt: skip
     assert report["alpha"] == 0.25 and report["equivalence"] is None and "loads" not in report
     assert report["options"] == {
-        "device": "cpu", "max_sweeps": 7, "restarts": 1, "ridge": None, "seed": 3, "spectra_output": True,
-        "tie_qkv": True,
+        "device": "cpu", "keep_embeddings": False, "max_sweeps": 7, "restarts": 1, "ridge": None, "seed": 3,
+        "spectra_output": True, "tie_qkv": True,
     }  # fmt: skip
     assert len(report["relation"]["null"]["model"]["entries"]) == 1
 

@@ -512,6 +512,20 @@ def test_texts_do_not_reach_the_vision_tower(tmp_path: Path) -> None:
     assert not ported.delta("vision_model.embeddings.patch_embedding.weight").any()
 
 
+@pytest.mark.parametrize("method", ["naive", "theseus", "functional", "distillation"])
+def test_embeddings_can_be_kept(vits: list[Path], method: str) -> None:
+    """Theseus sets the task vector of embeddings to zero; training has no task vector to leave out."""
+    inputs = None if method == "naive" else DRAWN
+    names = [f"vit.embeddings.{end}" for end in ("position_embeddings", "patch_embeddings.projection.weight")]
+    target = load_file(vits[2] / "model.safetensors")
+    for keep in (True, False):
+        found = fitted(vits, method=method, inputs=inputs, keep_embeddings=keep)
+        for name in names:
+            assert torch.equal(found.tensor(name), target[name]) == (keep and method != "distillation"), name
+        body = "vit.encoder.layer.0.attention.output.dense.weight"
+        assert not torch.equal(found.tensor(body), target[body])
+
+
 # --- distillation -----------------------------------------------------------------------------------------------------
 
 

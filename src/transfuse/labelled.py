@@ -49,7 +49,7 @@ def _at(
 ) -> PortResult:
     """The result at a scale, with what was compared in its report."""
     old = result.tensors
-    tensors = PortedTensors(old.models, old.plan, old.maps, alpha, old.noise_seed, old.fitted)
+    tensors = PortedTensors(old.models, old.plan, old.maps, alpha, old.noise_seed, old.fitted, old.keep_embeddings)
     method = result.report["method"]
     said = f"On {labelled.per_class} labelled examples of each class {method} at alpha {alpha:g} has the smallest loss."
     tried = {name: {f"{a:g}": loss for a, loss in one.items()} for name, one in losses.items()}

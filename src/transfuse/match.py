@@ -38,6 +38,7 @@ class MatchOptions:
         max_sweeps: sweeps at most.
         restarts: further climbs in random order; the best by objective is taken.
         ridge: of methods that fit: pull toward target's own weights (`functional.FitOptions`); None: chosen on inputs.
+        keep_embeddings: of the port: no task vector for tables, positions and patches, as in Theseus (2602.12952).
         seed: of the orders of restarts and of the null test.
         device: where products are computed.
 
@@ -50,6 +51,7 @@ class MatchOptions:
     max_sweeps: int = 100
     restarts: int = 0
     ridge: float | None = None
+    keep_embeddings: bool = False
     seed: int = 0
     device: str = "cpu"
 

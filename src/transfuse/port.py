@@ -85,8 +85,9 @@ class PortedTensors:
         alpha: float,
         noise_seed: int | None,
         fitted: Mapping[str, Tensor] | None = None,
+        keep_embeddings: bool = False,
     ):
-        self.fitted = fitted
+        self.fitted, self.keep_embeddings = fitted, keep_embeddings
         self.models, self.plan, self.maps = models, plan, maps
         self.layout = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
         self.folding = norm_folding(models.layout, models.all()) if maps.norms == "folded" else NO_FOLDING
@@ -123,6 +124,8 @@ class PortedTensors:
         """The task vector of one tensor in the coordinates of target, float32 or float64."""
         source, tuned = self.models.source, self.models.tuned
         assert tuned is not None
+        if self.keep_embeddings and is_embedding(name, self.layout):
+            return torch.zeros_like(self._old(name))
         if self.fitted is not None:
             return self._fitted_delta(name)
         partner = self.models.source_name(name)
@@ -138,14 +141,18 @@ class PortedTensors:
     def _fitted_delta(self, name: str) -> Tensor:
         """What fitting changed; embeddings that maps reach are contracted with them, all else stays as in target."""
         assert self.fitted is not None and self.models.tuned is not None
-        old = self.models.target.tensor(name)
-        old = old if old.dtype == torch.float64 else old.float()
+        old = self._old(name)
         if name in self.fitted:
             return self.fitted[name].to(old.dtype) - old
         partner = self.models.source_name(name)
         if partner is not None and is_embedding(name, self.layout) and self._is_mapped(name):
             return self.move(name, task_vector(self.models.source, self.models.tuned, partner)[0])
         return torch.zeros_like(old)
+
+    def _old(self, name: str) -> Tensor:
+        """One tensor of target, float32 or float64."""
+        old = self.models.target.tensor(name)
+        return old if old.dtype == torch.float64 else old.float()
 
     def _is_mapped(self, name: str) -> bool:
         """Whether every space of a tensor that can move has a map."""
@@ -310,7 +317,8 @@ def carry(
         found = check_maps(models, maps)
     checked = verify and found.spaces and method.group != "rotation"
     equivalence = _checked_equivalence(models, method, found, options.seed, double) if checked else None
-    tensors = PortedTensors(models, plan, found, alpha, options.seed if method.control else None)
+    noise = options.seed if method.control else None
+    tensors = PortedTensors(models, plan, found, alpha, noise, keep_embeddings=options.keep_embeddings)
     if method.transport != "maps":
         assert prepared is not None
         tensors = _fitted(tensors, method.transport, prepared, options, progress=progress)
@@ -328,12 +336,12 @@ def _fitted(
     models, plan, maps, alpha = tensors.models, tensors.plan, tensors.maps, tensors.alpha
     about = {"device": options.device, "progress": progress}
     if transport == "fit":
-        start = PortedTensors(models, plan, maps, 1.0, None, fitted={})
+        start = PortedTensors(models, plan, maps, 1.0, None, {}, options.keep_embeddings)
         found = fit_port(start, inputs, FitOptions(ridge=options.ridge), **about)
     else:
         start = PortedTensors(models, plan, maps, 0.0, None)
         found = distil_port(start, inputs, DistilOptions(seed=options.seed), **about)
-    return PortedTensors(models, plan, maps, alpha, None, fitted=found)
+    return PortedTensors(models, plan, maps, alpha, None, found, start.keep_embeddings)
 
 
 def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, double: bool) -> Equivalence:

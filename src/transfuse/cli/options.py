@@ -84,6 +84,7 @@ _inputs = options_of(
         type=click.FloatRange(min=0),
         help="Of method functional: pull toward target's own weights; default: chosen on the inputs.",
     ),
+    click.option("--keep-embeddings", is_flag=True, help="No task vector for tables, positions and patches (Theseus)."),
 )
 inputs_options = options_of(_inputs, _data_dir)  # beside `task_options`, which bring the folder: `inputs_of_task`
 inputs_of_task = _inputs
