@@ -349,8 +349,9 @@ def _check_depths(family: Family, order: Sequence[Model]) -> None:
     for model in order[1:]:
         for tower, depth in _depths(family, model).items():
             if first.get(tower, depth) != depth:
+                where = f" in the {tower.rstrip('.')} tower" if tower else ""
                 raise _unlike(model)(
-                    f"the number of layers differs{' in ' + tower if tower else ''}: {first[tower]} in {order[0].role} "
+                    f"the number of layers differs{where}: {first[tower]} in {order[0].role} "
                     f"({order[0].checkpoint.location}), {depth} in {model.role} ({model.checkpoint.location})"
                 )
 

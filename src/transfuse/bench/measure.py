@@ -30,7 +30,7 @@ from ..refine.gradfix import MaskRule, mask_task_vector
 from ..refine.scale import alphas_by_output, few_shot_tune, learn_scales
 from ..refine.selection import choose_shots
 from ..sweep import Blend, blend_of, choose_alpha, live_of, support_state
-from .alignments import describe, find_maps
+from .alignments import are_alike, describe, find_maps
 from .cells import Cell, Done, Unfinished
 from .choice import NAIVE, SectionSpec, has_oracle, is_tested, verdict_methods, with_controls
 from .records import AlphaCurve, FewShot, Interpolated, Ported, Record, Reference, Scores, ZeroShot
@@ -119,9 +119,12 @@ class Regime:
             except TransfuseError:
                 pass  # damaged: made again
         device, made = self.bench.settings.device, list[Maps]()
+        measured = {one.label for spec in self.sections.values() for one in self._methods(spec)}
 
         def make() -> Record:
-            maps = find_maps(*self.paths, method, null_trials=trials, seed=self.seed, device=device)
+            # Where no weights can be matched, that is the verdict; a method that is measured fails instead.
+            asked = method if method.label in measured or are_alike(*self.paths) else NAIVE
+            maps = find_maps(*self.paths, asked, null_trials=trials, seed=self.seed, device=device)
             record = describe(*self.paths, maps, seed=self.seed, regime=self.label, method=method.label)
             cell.file.parent.mkdir(parents=True, exist_ok=True)
             maps.save(cell.maps_file)
