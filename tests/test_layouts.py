@@ -182,7 +182,8 @@ def test_a_layer_that_both_lack(whole: Whole):
 @every_family
 def test_a_layer_that_one_lacks(whole: Whole):
     message = whole.refused(whole.state, whole.without(whole.name.partition(".0.")[0] + ".1."))
-    assert (
+    # Another depth is fine; a config that says otherwise is not.
+    assert "target: the config says 2 layers, the tensors have 1" in message or (
         message.startswith("the number of layers differs") and ": 2 in source" in message and "1 in target" in message
     )
 
@@ -205,10 +206,9 @@ def test_a_tensor_that_nobody_knows(whole: Whole):
 def test_a_transposed_tensor(whole: Whole):
     on_disk = whole.disk[whole.name]
     turned = {**whole.state, on_disk: whole.state[on_disk].T}
-    message = whole.refused(whole.state, turned)
-    assert f"tensor '{whole.name}' {tuple(turned[on_disk].shape)}" in message or f"tensor '{whole.name}' is" in message
     layer = whole.name.partition(".0.")[0]
-    assert f"tensor '{layer}.0." in whole.refused(turned, turned), "a tensor of the same layer is named"
+    for message in (whole.refused(whole.state, turned), whole.refused(turned, turned)):
+        assert f"tensor '{layer}.0." in message, "a tensor of the same layer is named"
 
 
 @every_family

@@ -14,13 +14,17 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    CLIPModel,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTForImageClassification,
 )
 
 import transfuse
-from tiny import Model, State, as_models, bert, fine_tuned, save, state_of, vit
+from tiny import Model, State, as_models, bert, clip, fine_tuned, randomise, save, state_of, vit
 from transfuse import InputError, PortResult
 from transfuse.evaluate import Inputs
+from transfuse.inspection import inspect_models
 from transfuse.layout import is_stream
 from transfuse.maps import Maps, Rectangular
 from transfuse.matching.heads import resized_heads
@@ -28,6 +32,10 @@ from transfuse.matching.procrustes import best_rotation
 from transfuse.methods import METHODS
 from transfuse.resizing import partners
 
+T5: dict[str, Any] = {
+    "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,
+    "relative_attention_num_buckets": 8, "vocab_size": 31, "decoder_start_token_id": 0,
+}  # fmt: skip
 DRAWN = Inputs("synthetic", count=96)
 
 
@@ -278,3 +286,56 @@ def test_maps_are_kept_and_used_again(tmp_path: Path) -> None:
     found = transfuse.port(*places, method="functional", inputs=DRAWN, null_trials=0)
     for name in found.tensors.steps:
         torch.testing.assert_close(given.tensor(name), found.tensor(name))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"d_model": 24, "num_heads": 2}, {"num_layers": 2, "num_decoder_layers": 3}, {"d_ff": 40}]
+)
+def test_t5_of_another_shape(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Encoder and decoder of other depths, widths and heads; closer to tuned than target is, and it loads."""
+    source, target = (
+        randomise(T5ForConditionalGeneration(T5Config(**{**T5, **one})).double(), 3) for one in ({}, changes)
+    )
+    tuned = fine_tuned(source, size=0.3)
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, tuned, target))]
+    result = transfuse.port(*places, inputs=Inputs("synthetic", count=64), null_trials=0, out=tmp_path / "out")
+    assert result.report["loads"] == "T5ForConditionalGeneration" and result.report["resized"]["shapes"]
+    old = state_of(target)
+    changed = {name for name in old if not torch.equal(result.tensor(name), old[name])}
+    assert any(name.startswith("encoder.block") for name in changed)
+    assert any("EncDecAttention" in name for name in changed)
+
+
+def test_one_tower_of_a_clip_is_larger(tmp_path: Path) -> None:
+    """The other one has one shape; the joint embedding is fitted on what the inputs reach."""
+    source = clip(CLIPModel, 0)
+    config = copy.deepcopy(source.config)
+    config.vision_config.hidden_size, config.vision_config.num_hidden_layers = 24, 3
+    target, tuned = randomise(CLIPModel(config).double(), 4), fine_tuned(source, size=0.2)
+    tuned.logit_scale.data = source.logit_scale.data  # one number has no spread
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, tuned, target))]
+    result = transfuse.port(*places, inputs=DRAWN, null_trials=0, out=tmp_path / "out")
+    assert result.report["loads"] == "CLIPModel"
+    old = state_of(target)
+    text = "text_model.encoder.layers.0.mlp.fc1.weight"
+    assert torch.equal(result.tensor(text), old[text]), "images do not reach the text tower"
+    seen = "vision_model.encoder.layers.2.mlp.fc1.weight"
+    assert not torch.equal(result.tensor(seen), old[seen])
+
+
+def test_inspect_says_what_differs(tmp_path: Path) -> None:
+    source = vit(0)
+    made = (source, fine_tuned(source), vit(1, num_hidden_layers=3))
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate(made)]
+    found = inspect_models(places[0], tuned=places[1], target=places[2])
+    assert found["relation"]["verdict"] == "other-shapes"
+    assert not any("layer.2" in name for name in found["plan"]["add"]) or partners(3, 2)[2] == 1
+    assert any("layer.0" in name for name in found["plan"]["copy"])
+
+
+def test_checkpoints_that_cannot_be_run(tmp_path: Path) -> None:
+    """Nothing can be done for state dicts: auto does not add units in order without being asked."""
+    states = [state_of(vit(seed, hidden_size=width)) for seed, width in ((0, 16), (0, 16), (1, 32))]
+    states[1] = {name: x + 0.01 for name, x in states[1].items()}
+    with pytest.raises(InputError, match=r"cannot be run here"):
+        transfuse.port(*states, family="vit", config={"num_attention_heads": 4, "hidden_act": "gelu"})

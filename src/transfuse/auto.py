@@ -107,7 +107,13 @@ def choose(
     if inputs is not None:
         log.warning("the inputs are not used: these checkpoints cannot be run here (transfuse convert makes some run)")
     if models.resizing is not None:
-        return _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ") or _as_it_is({})
+        drawn = _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ")
+        if drawn is None:
+            raise InputError(
+                f"{models.resizing.why}. Between such bases only what the fine-tune does can be carried over, on inputs, "
+                "and these checkpoints cannot be run here (transfuse convert makes some run)"
+            )
+        return drawn
     if models.family is None:
         return Choice("naive", "The family of the models is not known, so nothing can be matched or run.")
     cosine = min(raw_cosines(models).values())

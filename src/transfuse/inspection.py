@@ -86,7 +86,7 @@ def describe(model: Model, models: Models) -> dict[str, Any]:
 
 
 def _relation(models: Models, row: Method, options: MatchOptions, trials: int, progress: bool) -> dict[str, Any]:
-    if row.group == "identity" or not trials or models.family is None:
+    if row.group == "identity" or not trials or models.family is None or models.resizing is not None:
         return relation(models).as_dict()
     maps = match_models(models, row, options, null_trials=trials, progress=progress)
     found = {key: value for key, value in maps.report.items() if key != "null"}
@@ -94,7 +94,8 @@ def _relation(models: Models, row: Method, options: MatchOptions, trials: int, p
 
 
 def _first_axis_spaces(models: Models, name: str) -> set[str]:
-    dims = models.layout.params[name].dims
+    layout = models.layout if name in models.layout.params else models.source_layout
+    dims = layout.params[name].dims
     return {part.space for part in dims[0].parts if part.space} if dims else set()
 
 

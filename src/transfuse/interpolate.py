@@ -121,6 +121,7 @@ def interpolate(
     given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
     row = get_method(method) if given is None else method_of_maps(given)
     models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
+    models.need_one_shape("a line between two models")
     found = _maps(models, row, given, MatchOptions(seed=seed, device=device, **options), inputs, progress)
     forms = _forms(found, skips)
     points = _points(lambdas)

@@ -93,8 +93,7 @@ def match(
         InputError: the models cannot be read or do not belong together.
     """
     row = get_method(method)
-    how = {"family": family, "config": config, "need_layout": row.needs_layout, "any_shape": row.any_shape}
-    models = open_models(source, target, **how)
+    models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
     chosen = MatchOptions(**options)
     prepared = open_inputs(models, row, inputs, chosen.seed, progress=progress)
     return match_models(models, row, chosen, inputs=prepared, null_trials=null_trials, progress=progress)
@@ -133,6 +132,8 @@ def match_models(
     progress: bool = False,
 ) -> Maps:
     """`match` for models that are open; `inputs` as from `open_inputs`."""
+    if not method.any_shape:
+        models.need_one_shape(f"method {method.name}")
     options = replace(options, tie_qkv=method.tie_qkv if options.tie_qkv is None else options.tie_qkv)
     about = {
         "family": models.layout.family,

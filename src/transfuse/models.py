@@ -94,6 +94,14 @@ class Models:
         """The tensor of source that corresponds to one of target; None: none does."""
         return name if self.resizing is None else self.resizing.names.get(name)
 
+    def need_one_shape(self, what: str) -> None:
+        """Raises InputError if source is of another width or depth than target, which `what` cannot do with."""
+        if self.resizing is not None:
+            raise InputError(
+                f"{self.resizing.why}; {what} needs bases of one shape. What the fine-tune does can be carried to "
+                "other widths and depths: --method functional, with unlabelled inputs (--inputs)"
+            )
+
     @property
     def source_layout(self) -> Layout:
         """The layout of source and tuned."""
@@ -133,7 +141,6 @@ def open_models(
     family: str | None = None,
     config: ConfigLike = None,
     need_layout: bool | None = True,
-    any_shape: bool = False,
 ) -> Models:
     """Opens the models and holds them against one layout.
 
@@ -142,7 +149,6 @@ def open_models(
         family: name of the layout family; read from the config if not given.
         config: added to every model's config (a dict, JSON text or a file).
         need_layout: whether it is an error that there is none; None: only if the family is known.
-        any_shape: whether source may be of another width or depth than target.
 
     Raises:
         InputError: something cannot be read, or the models do not belong together.
@@ -158,8 +164,8 @@ def open_models(
     try:
         return replace(_of_one_shape(found, models), notes=tuple(notes))
     except Unlike as error:
-        if found is None or not any_shape:
-            raise InputError(f"{error}. {_ANY_SHAPE}" if found else str(error)) from error
+        if found is None:
+            raise InputError(str(error)) from error
         return replace(_resized(found, models, str(error)), notes=tuple(notes))
     except InputError as error:
         if need_layout or family is not None or (need_layout is None and found is not None):
@@ -170,12 +176,6 @@ def open_models(
         result = Models(None, layout, models["source"], models["target"], models.get("tuned"))
         _check_presence(result)
         return result
-
-
-_ANY_SHAPE = (
-    "Methods that fit target to what the fine-tune does carry it to models of other widths and depths: --method "
-    "functional, with unlabelled inputs (--inputs)"
-)
 
 
 def _of_one_shape(family: Family | None, models: Mapping[str, Model]) -> Models:

@@ -254,9 +254,7 @@ def port(
     if place is not None and not dry_run:
         check_output(place, force=force)
     needs_layout = None if row is None else row.needs_layout  # auto adds what it has no layout for as it is
-    any_shape = row is None or row.any_shape
-    how = {"family": family, "config": config, "need_layout": needs_layout, "any_shape": any_shape}
-    models = open_models(source, target, tuned, **how)
+    models = open_models(source, target, tuned, family=family, config=config, need_layout=needs_layout)
     if place is not None:
         refuse_inputs(models, place, maps)
     plan = make_plan(models)

@@ -48,7 +48,10 @@ def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Te
         InputError: source knows less than half of target's tokens.
     """
     old, new = _tokens(source), _tokens(target)
-    if not old or not new or len(_differing(old, new)) <= TOLERATED * len(old):
+    differing = _differing(old, new) if old and new else []
+    if len(differing) <= TOLERATED * len(old):
+        if differing:
+            log.warning("%s: %d tokens have other ids than in source, e.g. %r", target, len(differing), differing[0])
         return None
     rows = torch.full((max(new.values()) + 1,), -1)
     for token, index in new.items():

@@ -22,20 +22,20 @@ def find_maps(source: str, target: str, method: MethodSpec, *, null_trials: int,
     if method.label == ORACLE:
         return Maps.load(Path(target) / PLANTED_MAPS)
     row = METHODS[method.method]
-    models = open_models(source, target, need_layout=row.group != "identity", any_shape=row.any_shape)
+    models = open_models(source, target, need_layout=row.group != "identity")
     options = MatchOptions(seed=seed, device=device, **method.options)
     return match_models(models, row, options, null_trials=null_trials)
 
 
 def are_alike(source: str, target: str) -> bool:
     """Whether two bases are of one shape, so that weights can be matched."""
-    return open_models(source, target, need_layout=None, any_shape=True).resizing is None
+    return open_models(source, target, need_layout=None).resizing is None
 
 
 def describe(source: str, target: str, maps: Maps, *, seed: int, regime: str, method: str) -> Alignment:
     """What there is to say about maps before any data: relation, equivalence, alignment by layer, heads."""
     row, report = METHODS[maps.method], maps.report
-    models = open_models(source, target, need_layout=bool(maps.spaces), any_shape=row.any_shape)
+    models = open_models(source, target, need_layout=bool(maps.spaces))
     related = relation(models, maps, stored_null(maps))
     checked = check_equivalence(models.source, models.layout, maps) if maps.spaces else None
     return Alignment(
