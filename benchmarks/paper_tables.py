@@ -29,6 +29,7 @@ RECIPES = (
     "theseus-table-small",
     "auto-small",
     "gradfix-table-small",
+    "shapes-small",
     "theseus-table-text-small",
 )
 FIGURES = {
@@ -39,6 +40,7 @@ FIGURES = {
     "theseus-table-small": "transport-gains.png",
     "auto-small": "transport-gains.png",
     "gradfix-table-small": "fewshot-fewshot.png",
+    "shapes-small": "transport-gains.png",
     "theseus-table-text-small": "transport-gains.png",
 }
 

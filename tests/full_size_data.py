@@ -10,7 +10,21 @@ import numpy
 from PIL import Image
 
 CLASSES = {"eurosat": 10, "dtd": 47, "gtsrb": 43, "svhn": 10, "cifar10": 10}
-PAIRS = {"qqp": ("question1", "question2"), "rte": ("sentence1", "sentence2")}
+PAIRS = {
+    "qqp": ("question1", "question2"),
+    "rte": ("sentence1", "sentence2"),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "snli": ("premise", "hypothesis"),
+    "scitail": ("premise", "hypothesis"),
+}
+# What is not as in the other texts: labels 0 and 1, and the splits train and dev.
+LABELS: dict[str, tuple[int | str, ...]] = {"mnli": (0, 1, 2), "snli": (0, 1, 2), "scitail": ("entails", "neutral")}
+SPLITS = {
+    "mnli": ("train", "validation_matched"),
+    "snli": ("train", "dev", "test"),
+    "scitail": ("train", "dev", "test"),
+}
 TEXTS = ("a fine film", "what a bore", "a truly great work", "they has gone")
 
 
@@ -26,8 +40,8 @@ def write(folder: Path) -> Path:
         key: ([renditions[row % 2][at] for row in range(24)], None) for at, key in enumerate(("class_name", "wnid"))
     }
     write_images(folder / "imagenet-r" / "test.parquet", columns, 7)
-    for name in ("qqp", "sst2", "rte", "cola"):
-        write_texts(folder / name, PAIRS.get(name, ("sentence",)))
+    for name in ("sst2", "cola", *PAIRS):
+        write_texts(folder / name)
     return folder
 
 
@@ -45,11 +59,12 @@ def write_images(file: Path, columns: dict[str, tuple[list[Any], Any]], seed: in
     made.to_parquet(file)
 
 
-def write_texts(folder: Path, names: tuple[str, ...], count: int = 40) -> None:
-    """train.tsv and dev.tsv, as GLUE has them."""
+def write_texts(folder: Path, count: int = 40) -> None:
+    """A file for each split, with the columns that the data set of this name has."""
     folder.mkdir(parents=True)
+    names, labels = PAIRS.get(folder.name, ("sentence",)), LABELS.get(folder.name, (0, 1))
     header = "\t".join((*names, "label"))
     texts = [[f"{TEXTS[(row + at) % 4]} number {row}" for at, _ in enumerate(names)] for row in range(count)]
-    lines = ["\t".join((*one, str(row % 2))) for row, one in enumerate(texts)]
-    for split in ("train", "dev"):
+    lines = ["\t".join((*one, str(labels[row % len(labels)]))) for row, one in enumerate(texts)]
+    for split in SPLITS.get(folder.name, ("train", "dev")):
         (folder / f"{split}.tsv").write_text("\n".join((header, *lines)) + "\n")

@@ -43,6 +43,11 @@ PAIRS: dict[str, Any] = {
         "classes": ["yes", "no"],
     },
 }
+ANSWERS: dict[str, Any] = {
+    "kind": "seq2seq",
+    "data": {"path": "org/nowhere", "text_pair": ["premise", "hypothesis"], "classes": ["yes", "maybe", "no"]},
+    "targets": ["it follows", "it may", "it does not"],
+}
 
 
 def hub_recipe(task: dict[str, Any], architecture: str | None) -> Recipe:
@@ -76,6 +81,7 @@ def hub_recipe(task: dict[str, Any], architecture: str | None) -> Recipe:
         (ZERO_SHOT, "CLIPModel", "CLIPModel"),
         (ZERO_SHOT, None, "CLIPModel"),
         (PAIRS, "BertModel", "BertForSequenceClassification"),
+        (ANSWERS, None, "T5ForConditionalGeneration"),
     ],
 )
 def test_full_size_recipes_run_end_to_end_on_tiny_models(
@@ -98,6 +104,15 @@ def test_full_size_recipes_run_end_to_end_on_tiny_models(
     ported = [one for one in [cell["record"] for cell in found.result["cells"]] if one["kind"] == "transport"]
     assert [one["method"] for one in ported] == ["naive", "random", "tied"]
     assert ported[0]["at_one"]["examples"] == 12
+
+
+def test_targets_go_where_other_classes_stand_in(at_hand: Path) -> None:
+    recipe = resolve(hub_recipe(ANSWERS, "T5ForConditionalGeneration"), tiny_run=True, data_dir=at_hand)
+    task = recipe.tasks["task"]
+    assert Path(task.data.path).name == "texts" and task.targets is None
+    two = {**ANSWERS, "targets": ["it follows", "it does not"]}
+    recipe = resolve(hub_recipe(two, "T5ForConditionalGeneration"), tiny_run=True, data_dir=at_hand)
+    assert recipe.tasks["task"].targets == two["targets"]
 
 
 def test_tiny_runs_need_data_that_fit(at_hand: Path, tmp_path: Path) -> None:

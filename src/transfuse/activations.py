@@ -41,17 +41,19 @@ class Moments:
     """
 
     rows: int = 0
-    target: Tensor = field(default_factory=lambda: torch.zeros(()))
-    source: Tensor = field(default_factory=lambda: torch.zeros(()))
-    cross: Tensor = field(default_factory=lambda: torch.zeros(()))
+    target: Tensor = field(default_factory=lambda: torch.zeros(0))
+    source: Tensor = field(default_factory=lambda: torch.zeros(0))
+    cross: Tensor = field(default_factory=lambda: torch.zeros(0))
     squares: tuple[float, float] = (0.0, 0.0)
 
     def add(self, target: Tensor, source: Tensor) -> None:
         """Adds (rows, units) of both models on the same inputs; products in their dtype, sums in float64."""
         self.rows += len(target)
-        self.target = self.target.to(target.device) + target.sum(0).double()
-        self.source = self.source.to(source.device) + source.sum(0).double()
-        self.cross = self.cross.to(target.device) + (target.T @ source).double()
+        if not self.cross.numel():
+            self.target, self.source, self.cross = zeros(target, 1), zeros(source, 1), zeros(target, 1, source)
+        self.target += target.sum(0)
+        self.source += source.sum(0)
+        self.cross += target.T @ source
         squares = (float(one.square().sum(dtype=torch.float64)) for one in (target, source))
         self.squares = (self.squares[0] + next(squares), self.squares[1] + next(squares))
 
@@ -70,6 +72,12 @@ class Moments:
         centred = self.cross - self.rows * torch.outer(left, right)
         scale = (self.spreads[0] * self.spreads[1]) ** 0.5
         return (centred / scale if scale > 0 else torch.zeros_like(centred)).cpu()
+
+
+def zeros(x: Tensor, dim: int, other: Tensor | None = None) -> Tensor:
+    """Float64 zeros as long as a dimension of x, or (as long, as long as that of another tensor), beside x."""
+    shape = (x.shape[dim],) if other is None else (x.shape[dim], other.shape[dim])
+    return torch.zeros(shape, dtype=torch.float64, device=x.device)
 
 
 def match_activations(
@@ -229,7 +237,7 @@ def _activations(
     sizes = {name: space.size for name, space in form.spaces.items()}
     for dim, axis in enumerate(axes.dims or ()):
         for space, start, length in ((p.space, *where) for p, *where in part_slices(axis, site.widths[dim], sizes)):
-            if space is None or (dim in axes.inputs and is_stream(space)):
+            if space is None or not form.spaces[space].moves or (dim in axes.inputs and is_stream(space)):
                 continue  # the stream is seen where modules add to it
             if dim in axes.inputs:
                 pair = target.x, source.x

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .activations import collect, embeds, scores_of
+from .activations import collect, embeds, scores_of, zeros
 from .evaluate.inputs import Prepared
 from .evaluate.live import load_live
 from .layout import Layout
@@ -62,19 +62,21 @@ class Fit:
     """
 
     weight: float = 0.0
-    h: Tensor = field(default_factory=lambda: torch.zeros(()))
-    z: Tensor = field(default_factory=lambda: torch.zeros(()))
-    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
-    cross: Tensor = field(default_factory=lambda: torch.zeros(()))
+    h: Tensor = field(default_factory=lambda: torch.zeros(0))
+    z: Tensor = field(default_factory=lambda: torch.zeros(0))
+    gram: Tensor = field(default_factory=lambda: torch.zeros(0))
+    cross: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def add(self, h: Tensor, z: Tensor, weights: Tensor) -> None:
         """Adds rows: (n, in), (n, out), (n,) of one dtype; products in it, sums in float64."""
         scaled = h * weights[:, None]
         self.weight += float(weights.sum(dtype=torch.float64))
-        self.h = self.h.to(h.device) + scaled.sum(0).double()
-        self.z = self.z.to(z.device) + (weights @ z).double()
-        self.gram = self.gram.to(h.device) + (scaled.T @ h).double()
-        self.cross = self.cross.to(h.device) + (z.T @ scaled).double()
+        if not self.gram.numel():
+            self.h, self.z, self.gram, self.cross = zeros(h, 1), zeros(z, 1), zeros(h, 1, h), zeros(z, 1, h)
+        self.h += scaled.sum(0)
+        self.z += weights @ z
+        self.gram += scaled.T @ h
+        self.cross += z.T @ scaled
 
     def __add__(self, other: Fit) -> Fit:
         """The sums over the rows of both."""

@@ -52,7 +52,7 @@ class Probe:
         """What these sites see; those that the inputs do not reach miss."""
         return observe(self.module, [self.sites[n] for n in names if n in self.sites], lambda: self.run(batch))
 
-    def size_of(self, inputs: Prepared, names: list[str], budget: int = 2**28) -> int:
+    def size_of(self, inputs: Prepared, names: list[str], budget: int = 2**30) -> int:
         """So many inputs at once that what these sites see of them takes no more than `budget` bytes."""
         longest = inputs.batch(torch.tensor([len(inputs) - 1]))
         seen = self.see(longest, names).values()

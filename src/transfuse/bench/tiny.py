@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..errors import InputError
-from ..evaluate.data import DataSpec, Split, data_place, load_split
-from ..evaluate.tasks import LANGUAGE, ZERO_SHOT, TaskSpec
+from ..evaluate.data import DataSpec, Split, class_names, data_place, load_split
+from ..evaluate.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec
 from ..initial import InitSpec, TokenizerSpec
-from ..recipe import FewShotSpec, InterpolationSpec, Limits, ModelSpec, Recipe, TransportSpec
+from ..recipe import FewShotSpec, InterpolationSpec, Limits, MethodSpec, ModelSpec, Recipe, TransportSpec
 from ..train import TrainSpec
 
 ROWS = 24
@@ -27,6 +27,7 @@ _ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
 _TEXT = {**_ENCODER, "max_position_embeddings": 64}
 _IMAGE = {**_ENCODER, "image_size": 32, "patch_size": 8}
 _DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64}
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
 # Both towers as the plain ViT CLIPs of open_clip have them.
 _OPEN_CLIP: dict[str, Any] = {
     "model_cfg": {
@@ -45,14 +46,19 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "DistilBert": {"model_type": "distilbert", **_DISTIL},
     "ViT": {"model_type": "vit", **_IMAGE},
     "DeiT": {"model_type": "deit", **_IMAGE},
+    # As T5 v1.1 and Flan-T5 are.
+    "T5": {"model_type": "t5", **_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
+# Key of a config's width -> its sizes when tiny.
+_SIZES = {"hidden_size": _ENCODER, "dim": _DISTIL, "d_model": _T5}
 _CLASSES = {
     ZERO_SHOT: "CLIPModel",
     "image-classification": "ViTForImageClassification",
     "text-classification": "BertForMaskedLM",
+    SEQ2SEQ: "T5ForConditionalGeneration",
     "masked-lm": "BertForMaskedLM",
 }
-_PAIRS = (("sentence1", "sentence2"), ("question1", "question2"))
+_PAIRS = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"), ("question", "sentence"))
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".txt")
 
 
@@ -82,17 +88,30 @@ def tiny(recipe: Recipe, data_dir: Path | None) -> Recipe:
 
 def _tiny_task(task: TaskSpec, data_dir: Path) -> TaskSpec:
     data = _data_at_hand(task, data_dir)
-    return task.model_copy(update={"data": data, "batch_size": 8, "max_length": min(task.max_length, 32)})
+    changes: dict[str, Any] = {"data": data, "batch_size": 8, "max_length": min(task.max_length, 32)}
+    if task.targets and len(task.targets) != len(class_names(data, data_dir)):
+        changes["targets"] = None  # what stands in has other classes
+    return task.model_copy(update=changes)
 
 
 def _tiny_section(spec: BaseModel) -> BaseModel:
     if isinstance(spec, InterpolationSpec):
         return spec.model_copy(update={"points": 3})
     assert isinstance(spec, TransportSpec)
-    changes: dict[str, Any] = {"alphas": sorted(spec.alphas)[-2:]}
+    changes: dict[str, Any] = {
+        "alphas": sorted(spec.alphas)[-2:],
+        "methods": [_few_inputs(one) for one in spec.methods],
+    }
     if isinstance(spec, FewShotSpec):
-        changes |= {"shots": [1], "steps": STEPS}
+        changes |= {"shots": [1], "steps": STEPS, "tune_steps": STEPS}
     return spec.model_copy(update=changes)
+
+
+def _few_inputs(method: MethodSpec) -> MethodSpec:
+    wanted = method.wanted_inputs
+    if wanted is None:
+        return method
+    return method.model_copy(update={"inputs": wanted.model_copy(update={"count": min(wanted.count, ROWS)})})
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -135,9 +154,8 @@ def _smaller(spec: ModelSpec) -> ModelSpec:
 
 def _shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     """Widths, depth and heads go together: where the width is small already, all stay."""
-    small = _DISTIL if "dim" in config else _ENCODER
-    width = "dim" if "dim" in config else "hidden_size"
-    sizes = small if config.get(width, 0) > small[width] else {}
+    width = next((one for one in _SIZES if one in config), "hidden_size")
+    sizes = _SIZES[width] if config.get(width, 0) > _SIZES[width][width] else {}
     return {
         key: _shrunk(value) if isinstance(value, Mapping) else sizes.get(key, value) for key, value in config.items()
     }
@@ -172,6 +190,7 @@ def _first_task(recipe: Recipe, name: str) -> TaskSpec:
 def _tokenizer(recipe: Recipe) -> TokenizerSpec:
     """One for all models, so that their vocabularies agree."""
     texts = [template.format("") for task in recipe.tasks.values() for template in task.templates]
+    texts += [target for task in recipe.tasks.values() for target in task.targets or ()]
     data = [task.data for task in recipe.tasks.values() if "image" not in task.kind]
     alphabet = " ".join("abcdefghijklmnopqrstuvwxyz0123456789")
     return TokenizerSpec(vocab_size=400, data=data, texts=[*dict.fromkeys(texts), alphabet])

