@@ -195,10 +195,17 @@ BAD_DATA: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("fault", BAD_DATA)
 def test_what_is_wrong_with_data_is_said(folder: Path, fault: str) -> None:
     (folder / "hidden").mkdir(exist_ok=True)
-    (folder / "hidden" / "test.csv").write_text("text,label\none,0\ntwo,-1\n")
+    (folder / "hidden" / "test.csv").write_text("text,label\none,-1\ntwo,-1\n")
     fields, message = BAD_DATA[fault]
     with pytest.raises(InputError, match=message):
         load_split(DataSpec(**fields), "test", data_dir=folder)
+
+
+def test_rows_that_nobody_labelled_are_left_out(tmp_path: Path) -> None:
+    """As pairs in SNLI that annotators did not agree on."""
+    (tmp_path / "test.csv").write_text("text,label\none,0\ntwo,-1\nthree,1\n")
+    rows = load_split(DataSpec(path=str(tmp_path), train=None, classes=["no", "yes"]), "test")
+    assert rows["text"][:] == ["one", "three"] and rows["label"][:] == [0, 1]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

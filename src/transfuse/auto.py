@@ -110,8 +110,8 @@ def choose(
         drawn = _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ")
         if drawn is None:
             raise InputError(
-                f"{models.resizing.why}. Between such bases only what the fine-tune does can be carried over, on inputs, "
-                "and these checkpoints cannot be run here (transfuse convert makes some run)"
+                f"{models.resizing.why}. Between such bases only what the fine-tune does can be carried over, on "
+                "inputs, and these checkpoints cannot be run here (transfuse convert makes some run)"
             )
         return drawn
     if models.family is None:

@@ -7,6 +7,7 @@ evaluated twice.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -138,7 +139,8 @@ class Regime:
 
     def _blend(self, spec: TransportSpec, task: str, method: MethodSpec) -> tuple[PortResult, Blend]:
         """The transported task vector; the last one is kept, since its measurements follow each other."""
-        key = (spec.tasks[task].tuned, method.label)
+        # Rows that differ only in what comes after share one.
+        key = (spec.tasks[task].tuned, json.dumps(self._method_depends_on(method), sort_keys=True))
         if self._ported is None or self._ported[0] != key:
             names = (self.source, spec.tasks[task].tuned, self.target)
             source, tuned, target = (self.bench.checkpoint(name, self.seed) for name in names)

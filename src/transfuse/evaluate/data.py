@@ -292,6 +292,7 @@ def _normalised(spec: DataSpec, rows: Dataset, data_dir: Path | None, split: str
     datasets = need("datasets")
     columns = _input_columns(spec, rows)
     label = _first(spec.label, rows.column_names)
+    rows = rows if label is None else _with_labels(rows, label)
     numbers = None if label is None else _label_numbers(spec, rows, label, data_dir, split)
     rows = rows.select_columns(list(columns.values()))
     # In two steps: a name that is wanted may be that of another column.
@@ -324,6 +325,15 @@ def _input_columns(spec: DataSpec, rows: Dataset) -> dict[str, str]:
             f"{_or(there)}: name the column in the key 'image', 'text' or 'text_pair'"
         )
     return {"text": text}
+
+
+def _with_labels(rows: Dataset, column: str) -> Dataset:
+    """Without the rows that have no label where others have one (pairs that annotators did not agree on, in SNLI)."""
+    kept = [row for row, value in enumerate(_values(rows, column)) if value not in (-1, None)]
+    if not 0 < len(kept) < len(rows):
+        return rows
+    # `_values` reads the table behind the rows, so it has to be one of these rows alone.
+    return rows.select(kept, keep_in_memory=True).flatten_indices(keep_in_memory=True)
 
 
 def _label_numbers(

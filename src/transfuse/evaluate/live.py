@@ -227,4 +227,7 @@ def _tokenizer(folder: Path | None, location: str) -> Any:
         with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError) as error:
-        raise InputError(f"{location}: its tokenizer cannot be loaded: {error}") from error
+        # What transformers says of a sentencepiece model alone names another package.
+        alone = (folder / "spiece.model").exists() and not (folder / "tokenizer.json").exists()
+        hint = " (it is a sentencepiece model: pip install 'transfuse[t5]')" if alone else ""
+        raise InputError(f"{location}: its tokenizer cannot be loaded{hint}: {error}") from error

@@ -56,11 +56,12 @@ class Look:
 def looks_of(labels: Iterable[str]) -> dict[str, Look]:
     """The look of every label; those of unknown methods depend on their order only."""
     found, spare = {}, iter(_SPARE * 9)
+    lines = (line for line in ("--", "-", ":", "-.") * 9 for _ in _SPARE)
     for label in dict.fromkeys(labels):
         if label in _LOOKS:
             found[label] = Look(*_LOOKS[label])
         else:
-            found[label] = Look(*next(spare), "--")
+            found[label] = Look(*next(spare), next(lines))
     return found
 
 
@@ -112,6 +113,8 @@ def add_legend(figure: Any, axes: Iterable[Any]) -> None:
     columns = max(1, int(figure.get_figwidth() * 8 / max(len(label) + 6 for label in found)))
     names = sorted(found, key=lambda label: label.startswith("chance"))
     handles = [found[name] for name in names]
+    rows = -(-len(found) // min(columns, len(found)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (rows - 1))
     figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(found)))
 
 
