@@ -71,6 +71,7 @@ def evidence(paths: dict[str, Path], count: int) -> None:
         print(
             f"{count // share} inputs: {seconds:.1f} s, peak {peak():,.0f} MB, moments of {moments} places", flush=True
         )
+        del found
 
 
 def fit(paths: dict[str, Path], count: int) -> None:

@@ -212,6 +212,20 @@ def test_rotations_between_other_numbers_of_units() -> None:
         assert float((best * scores).sum()) == pytest.approx(float(torch.linalg.svdvals(scores).sum()))
 
 
+def test_large_rotations_are_found_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orthonormal to float64, and the best to float32."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((12, 12), (12, 7), (7, 12)):
+        scores = torch.randn(shape, generator=generator, dtype=torch.float64)
+        exact = best_rotation(scores)
+        with monkeypatch.context() as patch:
+            patch.setattr("transfuse.matching.procrustes._LARGE", 4)
+            found = best_rotation(scores)
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+        product = found @ found.T if shape[0] <= shape[1] else found.T @ found
+        torch.testing.assert_close(product, torch.eye(min(shape), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
 def test_heads_of_other_numbers_and_widths() -> None:
     """Planted: every target head is a rotated source head, two of them the same one."""
     generator = torch.Generator().manual_seed(0)

@@ -78,9 +78,10 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
     """Token -> id from tokenizer.json, vocab.json or vocab.txt; empty if there is none that can be read."""
     try:
         if (folder / "tokenizer.json").is_file():
-            model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-            vocab = model["vocab"]
-            return dict(vocab) if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
+            whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            vocab = whole["model"]["vocab"]
+            found = dict(vocab) if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
+            return found | {one["content"]: one["id"] for one in whole.get("added_tokens") or ()}
         if (folder / "vocab.json").is_file():
             return dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
         if (folder / "vocab.txt").is_file():
