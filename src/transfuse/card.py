@@ -17,13 +17,12 @@ log = logging.getLogger(__name__)
 
 _PORTED = """
 The fine-tune `{tuned}` of `{source}`, carried over to `{target}` with [transfuse](https://arxiv.org/abs/2505.22697)
-{version}, without training: method **{method}**, alpha {alpha}.
+{version}: method **{method}**, alpha {alpha}.
 """
 
 _MERGED = """
 {count} fine-tunes of `{source}`, carried over to `{target}` through one set of maps with
-[transfuse](https://arxiv.org/abs/2505.22697) {version} and merged there ({how}), without training: method **{method}**,
-alpha {alpha}.
+[transfuse](https://arxiv.org/abs/2505.22697) {version} and merged there ({how}): method **{method}**, alpha {alpha}.
 
 {listed}
 """
@@ -39,8 +38,7 @@ _BODY = """
 | updates lost to rounding | {lost} |
 | tensors | {counts} |
 
-What was checked is that the maps keep the function of the old base. Whether the task came along has to be measured on
-data. All numbers are in `result.json`.
+{checked}Whether the task came along has to be measured on data. All numbers are in `result.json`.
 """
 
 
@@ -98,6 +96,9 @@ def _card(models: Models, result: Mapping[str, Any], title: str, said: str, tune
         said=said,
         relation=result["relation"]["text"],
         equivalence=_equivalence_text(result["equivalence"]),
+        checked="What was checked is that the maps keep the function of the old base. "
+        if result["equivalence"]
+        else "",
         lost=f"{result['lost_updates']:.2%}",
         counts=", ".join(f"{count} {action}" for action, count in result["tensors"].items()),
         **{key: result[key] for key in ("method", "summary")},

@@ -57,6 +57,7 @@ def inspect_models(
     if plan is not None:
         report["delta"] = delta_report(models, heads_come=bool(plan.of("carry"))).as_dict()
     if target is not None:
+        report["resized"] = models.about_shapes()
         report["relation"] = _relation(models, row, MatchOptions(**options), null_trials, progress)
     if plan is not None and target is not None:
         report["plan"] = {action: [step.out or step.name for step in plan.of(action)] for action in plan.count()}

@@ -94,6 +94,10 @@ class Models:
         """The tensor of source that corresponds to one of target; None: none does."""
         return name if self.resizing is None else self.resizing.names.get(name)
 
+    def about_shapes(self) -> dict[str, Any]:
+        """In what source is seen otherwise than it is: with target's inputs, from another width or depth."""
+        return {"inputs": list(self.notes), "shapes": None if self.resizing is None else self.resizing.why}
+
     def need_one_shape(self, what: str) -> None:
         """Raises InputError if source is of another width or depth than target, which `what` cannot do with."""
         if self.resizing is not None:
@@ -396,7 +400,7 @@ def _check_widths(family: Family | None, models: Mapping[str, Model]) -> None:
                 raise _unlike(other)(
                     f"tensor {name!r} is {source.shape(name)} in source ({source.checkpoint.location}) and "
                     f"{other.shape(name)} in {other.role} ({other.checkpoint.location}): "
-                    "another size of the model, or a resized vocabulary"
+                    "another size of the model"
                 )
 
 

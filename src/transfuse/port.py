@@ -499,15 +499,9 @@ def _about(models: Models, plan: Plan, delta: DeltaReport) -> dict[str, Any]:
         "carried": [step.out for step in plan.of("carry")],
         "dropped": [step.name for step in plan.of("drop")],
         "delta": delta.as_dict(),
-        "resized": _about_shapes(models),
+        "resized": models.about_shapes(),
         "warnings": _warnings(models, delta),
     }
-
-
-def _about_shapes(models: Models) -> dict[str, Any]:
-    """In what source was seen otherwise than it is: with target's inputs, from another width or depth."""
-    why = None if models.resizing is None else models.resizing.why
-    return {"inputs": list(models.notes), "shapes": why}
 
 
 def _warnings(models: Models, delta: DeltaReport) -> list[str]:

@@ -22,12 +22,21 @@ def inspect_text(report: Mapping[str, Any]) -> str:
         lines += [f"           shared: {one} = {other}" for one, other in about["tied"].items()]
     if "delta" in report:
         lines += _delta_lines(report["delta"])
+    lines += _shape_lines(report.get("resized"))
     if "relation" in report:
         lines += _relation_lines(report["relation"])
     for action, names in report.get("plan", {}).items():
         shown = "" if action == "add" else ": " + ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
         lines.append(f"{action:<10} {len(names)} tensors{shown}")
     return "\n".join(lines)
+
+
+def _shape_lines(resized: Mapping[str, Any] | None) -> list[str]:
+    """In what the bases differ, of which the report has each thing once for source and once for tuned."""
+    if not resized:
+        return []
+    inputs = [one for one in resized["inputs"] if not one.startswith("tuned: ")]
+    return [f"inputs     {one}" for one in inputs] + ([f"shapes     {resized['shapes']}"] if resized["shapes"] else [])
 
 
 def _delta_lines(delta: Mapping[str, Any]) -> list[str]:
@@ -82,6 +91,7 @@ def port_text(report: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{action} {count}" for action, count in report["tensors"].items())
     lines = [f"method     {report['method']}, alpha {report['alpha']}"]
     lines += [f"why        {report['choice']['because']}"] if "choice" in report else []
+    lines += _shape_lines(report.get("resized"))
     lines += _delta_lines(report["delta"]) if "delta" in report else []  # a merge has many
     if "relation" in report:
         lines += [*_match_lines(report["match"]), *_relation_lines(report["relation"])]
