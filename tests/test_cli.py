@@ -142,7 +142,8 @@ def test_keys_of_inspect(models: dict[str, str]) -> None:
     three = as_json("inspect", models["source"], "--tuned", models["classifier"], "--target", models["target"])
     assert paths(three) == alone | {
         *under("models.source", *keys), *under("models.target", *keys), *under("models.tuned", *MODEL_KEYS),
-        *under("delta", *DELTA_KEYS), *under("relation", *RELATION_KEYS), *under("resized", "inputs shapes"), *under("relation.match", *MATCH_KEYS),
+        *under("delta", *DELTA_KEYS), *under("relation", *RELATION_KEYS), *under("relation.match", *MATCH_KEYS),
+        *under("resized", "inputs shapes"),
         "plan.*",
     }  # fmt: skip
     assert three["plan"].keys() == {"add", "carry", "drop"}

@@ -8,17 +8,32 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import BertForMaskedLM, BertModel, CLIPModel, Dinov2Config, Dinov2Model, ViTForImageClassification
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    CLIPModel,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    RobertaConfig,
+    RobertaModel,
+    ViTForImageClassification,
+)
 
 import transfuse
 from test_resizing import DRAWN
 from tiny import Model, bert, clip, fine_tuned, randomise, save, state_of, vit
 from transfuse import InputError
+from transfuse.checkpoint import open_checkpoint
 from transfuse.layouts import FAMILIES
 from transfuse.modelling import load_transformers
 from transfuse.models import Models, open_models
+from transfuse.vocabulary import read_vocabulary
+from vision_families import VISION_CASES, VisionCase
 
 WORDS = [f"word{i}" for i in range(26)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -241,3 +256,101 @@ def test_every_family_is_seen_as_it_is_by_its_like() -> None:
         models.notes == ()
         and models.source.checkpoint.headers == open_models(state, state, config=config).target.checkpoint.headers
     )
+
+
+# --- what else a release can change -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"vocab_size": 40}, {"max_position_embeddings": 20}])
+@pytest.mark.parametrize("method", ["naive", "functional"])
+def test_a_classifier_to_a_bare_base_with_other_inputs(tmp_path: Path, changes: dict[str, int], method: str) -> None:
+    source = bert(BertModel, 0)
+    tuned = fine_tuned(source, BertForSequenceClassification, num_labels=3)
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, tuned, bert(BertModel, 1, **changes)))]
+    inputs = DRAWN if method == "functional" else None
+    result = transfuse.port(*places, method=method, inputs=inputs, null_trials=0, out=tmp_path / "out")
+    assert result.report["loads"] == "BertForSequenceClassification"
+
+
+@pytest.mark.parametrize("case", VISION_CASES, ids=lambda case: case.name)
+def test_grids_of_the_vision_libraries_are_resized(case: VisionCase) -> None:
+    """Their position tables are named otherwise; no row is left empty."""
+    family = "open_clip" if case.name.startswith("open_clip") else "timm_vit"
+    name = next((n for n in case.shapes if n.endswith(("pos_embed", "visual.positional_embedding"))), None)
+    if name is None:
+        pytest.skip("it has no table of positions")
+    *first, rows, width = case.shapes[name]
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        {
+            n: torch.randn((*first, size, width) if n == name else shape, generator=generator)
+            for n, shape in case.shapes.items()
+        }
+        for size in (rows, rows + 12)  # from 2 x 2 to 4 x 4 patches
+    ]
+    source = open_models(*states, family=family, config={"heads": 4, "num_heads": 4}).source
+    table = source.tensor(source.disk.get(name, name))
+    assert table.shape == (*first, rows + 12, width)
+    assert table.flatten(0, -2).abs().sum(-1).min() > 0
+
+
+def test_a_tower_alone_and_a_whole_clip(tmp_path: Path) -> None:
+    """The config of one is inside that of the other."""
+    whole = clip(CLIPModel, 0)
+    larger = _larger_clip(clip(CLIPModel, 1), 16)
+    alone = randomise(CLIPVisionModel(larger.config.vision_config).double(), 4)
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((whole, fine_tuned(whole), alone))]
+    source = open_models(places[0], places[2]).source
+    assert source.checkpoint.config["vision_config"]["image_size"] == 16
+    table = source.tensor("vision_model.embeddings.position_embedding.weight")
+    assert table.shape == (17, 16)
+
+
+def test_padding_that_positions_are_counted_from(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+        "max_position_embeddings": 20,
+    }  # fmt: skip
+    made = [
+        randomise(RobertaModel(RobertaConfig(**sizes, vocab_size=size, pad_token_id=pad)).double(), pad)
+        for size, pad in ((31, 1), (33, 0))
+    ]
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate(made)]
+    with pytest.raises(InputError, match=r"padding token is 1, target's .* 0, and positions are counted"):
+        open_models(*places)
+
+
+def test_vocabularies_of_an_unknown_family_are_compared(tmp_path: Path) -> None:
+    places = []
+    for name, words in (("a", WORDS), ("b", WORDS[::-1])):
+        places.append(tmp_path / name)
+        places[-1].mkdir()
+        save_file({"x.weight": torch.ones(3, 3)}, places[-1] / "model.safetensors")
+        (places[-1] / "config.json").write_text('{"model_type": "gpt2"}')
+        (places[-1] / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    with pytest.raises(InputError, match=r"target .* has another vocabulary than source"):
+        open_models(*places, need_layout=False)
+
+
+@pytest.mark.parametrize("index", ['"one"', "-1", "1000000000000000"])
+def test_damaged_vocabularies_are_refused(tmp_path: Path, index: str) -> None:
+    places = [save(bert(BertModel, seed), tmp_path / str(seed)) for seed in (0, 1)]
+    for place in places:
+        (place / "vocab.json").write_text(f'{{"word": {index}}}')
+    with pytest.raises(InputError, match="token 'word' of its vocabulary has the id"):
+        open_models(*places)
+
+
+def test_added_tokens_count(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "[CLS]", "id": 1}]})
+    )
+    assert read_vocabulary(tmp_path) == {"a": 0, "[CLS]": 1}
+
+
+def test_fingerprints_in_the_report_are_those_of_the_files(tmp_path: Path) -> None:
+    source = vit(0)
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, fine_tuned(source), vit(1, image_size=16)))]
+    report = transfuse.port(*places, method="naive").report
+    for role, place in zip(("source", "tuned", "target"), places, strict=True):
+        assert report["models"][role]["fingerprint"] == open_checkpoint(place).fingerprint()

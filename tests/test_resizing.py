@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     BertForMaskedLM,
@@ -353,3 +354,80 @@ def test_checkpoints_that_cannot_be_run(tmp_path: Path) -> None:
     states[1] = {name: x + 0.01 for name, x in states[1].items()}
     with pytest.raises(InputError, match=r"cannot be run here"):
         transfuse.port(*states, family="vit", config={"num_attention_heads": 4, "hidden_act": "gelu"})
+
+
+@pytest.mark.parametrize("vision", [{}, {"hidden_size": 24}])
+def test_a_clip_with_another_joint_embedding(tmp_path: Path, vision: dict[str, int]) -> None:
+    """Its projections and its scale stay where they are; functional fits the projection that inputs reach."""
+    source = clip(CLIPModel, 0)
+    config = copy.deepcopy(source.config)
+    config.projection_dim = 8
+    for key, value in vision.items():
+        setattr(config.vision_config, key, value)
+    target, tuned = randomise(CLIPModel(config).double(), 4), fine_tuned(source, size=0.2)
+    tuned.logit_scale.data = source.logit_scale.data + 1
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, tuned, target))]
+    old = state_of(target)
+    for method in ("naive", "functional"):
+        inputs = DRAWN if method == "functional" else None
+        result = transfuse.port(*places, method=method, inputs=inputs, alpha=1.0, null_trials=0, out=tmp_path / method)
+        assert result.report["loads"] == "CLIPModel" and not result.report["carried"]
+        assert torch.equal(result.tensor("text_projection.weight"), old["text_projection.weight"])
+        changed = not torch.equal(result.tensor("visual_projection.weight"), old["visual_projection.weight"])
+        assert changed == (method == "functional")
+    nothing = transfuse.port(*places, method="naive", alpha=0.0)
+    assert all(torch.equal(nothing.tensor(name), old[name]) for name in old)
+
+
+def test_other_buckets_keep_targets_biases(tmp_path: Path) -> None:
+    source, target = (
+        randomise(T5ForConditionalGeneration(T5Config(**{**T5, "relative_attention_num_buckets": n})).double(), n)
+        for n in (8, 12)
+    )
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, fine_tuned(source, size=0.2), target))]
+    found = [transfuse.port(*places, inputs=Inputs("synthetic", count=16), null_trials=0) for _ in range(2)]
+    assert all(torch.equal(found[0].tensor(name), found[1].tensor(name)) for name in found[0].tensors.steps)
+    biases = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    assert torch.equal(found[0].tensor(biases), state_of(target)[biases])
+
+
+def test_another_kind_of_mlp_is_refused(tmp_path: Path) -> None:
+    source, target = (
+        randomise(T5ForConditionalGeneration(T5Config(**{**T5, "feed_forward_proj": kind, "d_ff": size})).double(), 1)
+        for kind, size in (("relu", 24), ("gated-gelu", 40))
+    )
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, fine_tuned(source), target))]
+    with pytest.raises(InputError, match=r"wi_0.* has no counterpart in any layer of source: another variant"):
+        transfuse.port(*places, inputs=DRAWN)
+
+
+def test_a_pooler_that_source_lacks_is_not_learned_from(tmp_path: Path) -> None:
+    """Its class has one, drawn at random when it is loaded: two ports would differ."""
+    target = bert(BertModel, 1, hidden_size=24)
+    state = {name: x for name, x in state_of(bert(BertModel, 0)).items() if not name.startswith("pooler")}
+    places = [
+        tmp_path / "0",
+        save(fine_tuned(bert(BertModel, 0), BertForSequenceClassification), tmp_path / "1"),
+        save(target, tmp_path / "2"),
+    ]
+    save(bert(BertModel, 0), places[0])
+    save_file(state, places[0] / "model.safetensors", metadata={"format": "pt"})
+    found = [transfuse.port(*places, inputs=DRAWN, null_trials=0) for _ in range(2)]
+    assert all(torch.equal(found[0].tensor(name), found[1].tensor(name)) for name in found[0].tensors.steps)
+
+
+def test_another_activation_alone(tmp_path: Path) -> None:
+    """Close relatives are so whatever their activation is."""
+    source = vit(0)
+    target = of_config(source, state_of(fine_tuned(source, size=0.01)), hidden_act="gelu_new")
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, fine_tuned(source), target))]
+    assert transfuse.port(*places, null_trials=0).report["method"] == "naive"
+    assert transfuse.port(*places, inputs=DRAWN, null_trials=0).report["method"] == "functional"
+
+
+def test_a_dry_run_refuses_too(tmp_path: Path) -> None:
+    places = [
+        save(one, tmp_path / str(i)) for i, one in enumerate((vit(0), fine_tuned(vit(0)), vit(1, hidden_size=32)))
+    ]
+    with pytest.raises(InputError, match="needs bases of one shape"):
+        transfuse.port(*places, method="tied", dry_run=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .canonical import norm_folding, rotatable_layout
+from .errors import InputError
 from .evaluate.inputs import Prepared
 from .layout import Layout, Space, is_stream, of_module
 from .maps import Map, Rectangular
@@ -191,6 +192,11 @@ def _add(
 ) -> None:
     target, source = pair
     if target is not None and source is not None:
+        if target.shape[:-1] != source.shape[:-1]:
+            raise InputError(
+                f"at {name!r} target sees {tuple(target.shape[:-1])} rows and source {tuple(source.shape[:-1])}: they "
+                "cut one input into other pieces (register tokens, for one), so nothing corresponds"
+            )
         found.setdefault(space, {}).setdefault(name, Moments()).add(rows_of(target, mask), rows_of(source, mask))
 
 

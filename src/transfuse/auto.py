@@ -106,7 +106,7 @@ def choose(
         )
     if inputs is not None:
         log.warning("the inputs are not used: these checkpoints cannot be run here (transfuse convert makes some run)")
-    if models.resizing is not None:
+    if models.resizing is not None and not models.resizing.is_square:
         drawn = _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ")
         if drawn is None:
             raise InputError(
@@ -123,6 +123,8 @@ def choose(
             f"The bases share their coordinates as they are (cosine {cosine:.2f}), so the task vector is added "
             "unchanged. Unlabelled inputs (--inputs) would do a little better.",
         )
+    if models.resizing is not None:
+        return _drawn(models, f"The bases are of two kinds ({models.resizing.why}). ") or _as_it_is({})
     return _matched(models, options, null_trials, progress=progress)
 
 

@@ -88,6 +88,7 @@ class Checkpoint:
         config: Parsed config, with the caller's keys over it; {} if there is none.
         headers: Tensor infos by name, in file order, without the wrapper prefix ("module.", "_orig_mod.").
         shards: File name -> names of the tensors in it.
+        origin: What it was before it was seen otherwise (`conform.py`); None: it is as it was opened.
     """
 
     location: str
@@ -97,6 +98,7 @@ class Checkpoint:
     headers: Mapping[str, TensorInfo] = field(repr=False)
     shards: dict[str, tuple[str, ...]] = field(repr=False)
     _read: Callable[[str], torch.Tensor] = field(repr=False)
+    origin: Checkpoint | None = field(default=None, repr=False)
     _checked: set[str] = field(default_factory=set, repr=False)
 
     @property

@@ -29,13 +29,15 @@ from .modelling import complete_config
 from .vocabulary import token_rows
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
     from .models import Model
 
 log = logging.getLogger(__name__)
 
 Change = Callable[[Tensor], Tensor]
 
-_SIZES = ("vocab_size", "image_size", "patch_size", "num_positions", "max_position_embeddings", "type_vocab_size")
+_SIZES = ("vocab_size", "image_size", "patch_size", "max_position_embeddings", "type_vocab_size")
+_POSITIONS = re.compile(r"(^|\.)(position|pos_embed|positional_embedding)|position_embedding")
 
 
 @dataclass(frozen=True)
@@ -46,42 +48,40 @@ class _Inputs:
     target: Model
     tokens: Tensor | None
 
-    def change(self, name: str, shape: tuple[int, ...], partner: tuple[int, ...] | None) -> Change | None:
-        """What a tensor needs to fit target's inputs; None: nothing.
-
-        Args:
-            partner: shape of target's tensor of that name, if it has it.
-        """
+    def change(self, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Change] | None:
+        """What a tensor needs to fit target's inputs, after the shape it has then; None: nothing."""
+        partner = self.target.shape(name) if name in self.target else None
         row = _row(self.family, name)
         axes = None if row is None else _axes(row, name)
         if row is None or axes is None or axes.dims is None or len(axes.dims) != len(shape):
             return None
         vocab = _vocabulary_dim(axes)
         if vocab is not None:
-            return self._tokens(vocab, shape[vocab], partner)
-        if partner is None or any(re.fullmatch(pattern, name) for pattern in self.family.optional):
-            return None  # heads are no inputs
+            return self._tokens(vocab, shape, partner)
+        if partner is None or len(partner) != len(shape):
+            return None
         if len(shape) == 4 and axes.inputs == {1, 2, 3}:
             return _patches(name, shape, partner)
         free = [i for i, axis in enumerate(axes.dims) if i not in axes.inputs and axis.parts[0].space is None]
         changed = [i for i in free if shape[i] != partner[i]]
-        if not changed:
+        if not changed or not (_POSITIONS.search(name) or "token_type" in name):
             return None
         dim = changed[0]
-        if "position" in name and "patch" in row.tower.table:
-            return _grid(name, dim, shape[dim], partner[dim])
-        return lambda x: _cut_or_filled(x, dim, partner[dim])
+        new = _with(shape, dim, partner[dim])
+        if _POSITIONS.search(name) and self._sees(row):
+            return new, _grid(name, dim, shape[dim], partner[dim])
+        return new, lambda x: _cut_or_filled(x, dim, partner[dim])
 
-    def _tokens(self, dim: int, size: int, partner: tuple[int, ...] | None) -> Change | None:
-        wanted = partner[dim] if partner is not None else self._vocabulary()
-        index = self.tokens
-        if index is None:
-            if wanted is None or wanted == size:
-                return None
-            index = torch.arange(wanted)
-        index = _cut_or_filled(index + 1, 0, wanted or len(index)) - 1
-        index = torch.where(index < size, index, -1)
-        return lambda x: _gathered(x, dim, index)
+    def _tokens(
+        self, dim: int, shape: tuple[int, ...], partner: tuple[int, ...] | None
+    ) -> tuple[tuple[int, ...], Change] | None:
+        wanted = partner[dim] if partner is not None else self._vocabulary() or shape[dim]
+        if self.tokens is None and wanted == shape[dim]:
+            return None
+        rows = torch.arange(wanted) if self.tokens is None else self.tokens
+        index = _cut_or_filled(rows + 1, 0, wanted) - 1
+        index = torch.where(index < shape[dim], index, -1)
+        return _with(shape, dim, wanted), lambda x: _gathered(x, dim, index)
 
     def _vocabulary(self) -> int | None:
         """Rows of target's own table of tokens."""
@@ -91,6 +91,14 @@ class _Inputs:
             if dim is not None:
                 return self.target.shape(name)[dim]
         return None
+
+    def _sees(self, row: Row) -> bool:
+        """Whether the tower of a row has a convolution, hence a grid of patches."""
+        kernels = (name for name in self.target.disk if len(self.target.shape(name)) == 4)
+        return any(
+            found is not None and found.tower.name == row.tower.name
+            for found in (_row(self.family, n) for n in kernels)
+        )
 
 
 def conformed(family: Family, models: Mapping[str, Model]) -> tuple[dict[str, Model], list[str]]:
@@ -116,42 +124,58 @@ def conformed(family: Family, models: Mapping[str, Model]) -> tuple[dict[str, Mo
 
 def _conformed(inputs: _Inputs, model: Model) -> tuple[Model, list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:
     """The model with target's inputs; (name, shape, shape it has now) of every tensor whose shape changed."""
-    checkpoint, changes = model.checkpoint, dict[str, Change]()
-    for name, on_disk in model.disk.items():
-        partner = inputs.target.shape(name) if name in inputs.target else None
-        change = inputs.change(name, model.shape(name), partner)
-        if change is not None and model.dtype(name).is_floating_point:
-            changes[on_disk] = change
-    if not changes:
-        return model, []
-    old = checkpoint.headers
-    new = {
-        name: replace(info, shape=tuple(changes[name](torch.empty(info.shape, dtype=info.dtype).zero_()).shape))
-        if name in changes
-        else info
-        for name, info in old.items()
+    checkpoint = model.checkpoint
+    found = {
+        on_disk: change
+        for name, on_disk in model.disk.items()
+        if model.dtype(name).is_floating_point and (change := inputs.change(name, model.shape(name))) is not None
     }
-    read = checkpoint.tensor
+    if not found:
+        return model, []
+    _check_padding(inputs, checkpoint)
+    old, read = checkpoint.headers, checkpoint.tensor
+    new = {name: replace(info, shape=found[name][0]) if name in found else info for name, info in old.items()}
 
     def changed(name: str) -> Tensor:
         tensor = read(name)
-        return changes[name](tensor).to(tensor.dtype).contiguous() if name in changes else tensor
+        return found[name][1](tensor).to(tensor.dtype).contiguous() if name in found else tensor
 
     config = _config(checkpoint.config, complete_config(inputs.target.checkpoint.config))
-    seen = replace(checkpoint, headers=new, config=config, _read=changed, _checked=set())
-    shapes = {on_disk: name for name, on_disk in model.disk.items()}
-    differing = [(shapes[n], old[n].shape, new[n].shape) for n in changes if old[n].shape != new[n].shape]
+    seen = replace(checkpoint, headers=new, config=config, origin=checkpoint, _read=changed, _checked=set())
+    names = {on_disk: name for name, on_disk in model.disk.items()}
+    differing = [(names[n], old[n].shape, new[n].shape) for n in found if old[n].shape != new[n].shape]
     return replace(model, checkpoint=seen), differing
 
 
+def _check_padding(inputs: _Inputs, checkpoint: Checkpoint) -> None:
+    """RoBERTa counts positions from the number of its padding token."""
+    ids = [complete_config(one.config).get("pad_token_id") for one in (checkpoint, inputs.target.checkpoint)]
+    if inputs.family.name == "roberta" and ids[0] != ids[1]:
+        raise InputError(
+            f"{checkpoint.location}: its padding token is {ids[0]}, target's ({inputs.target.checkpoint.location}) "
+            f"{ids[1]}, and positions are counted from that number; the two cannot see one input"
+        )
+
+
+_PARTS = ("text_config", "vision_config")
+
+
 def _config(config: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with target's sizes of inputs and ids of special tokens, at every level."""
-    found = dict(config)
-    for key, value in target.items():
-        if isinstance(value, Mapping) and isinstance(config.get(key), Mapping):
-            found[key] = _config(config[key], value)
-        elif key in _SIZES or key.endswith("_token_id"):
-            found[key] = value
+    """A config with target's sizes of inputs and ids of special tokens, also inside the configs of towers.
+
+    One of the two may be that of a tower alone.
+    """
+    own = {key: value for key, value in target.items() if key in _SIZES or str(key).endswith("_token_id")}
+    kind = str(config.get("model_type"))
+    for part in _PARTS:  # source is a tower of what target is
+        if isinstance(target.get(part), Mapping) and part not in config and part.removesuffix("_config") in kind:
+            return _config(config, target[part])
+    found = {**config, **own}
+    for part in _PARTS:
+        if isinstance(config.get(part), Mapping):
+            whole = isinstance(target.get(part), Mapping)
+            is_it = part.removesuffix("_config") in str(target.get("model_type"))
+            found[part] = _config(config[part], target[part] if whole else target if is_it else {})
     return found
 
 
@@ -180,6 +204,10 @@ def _gathered(x: Tensor, dim: int, index: Tensor) -> Tensor:
     return torch.where(unknown, x.float().mean(dim, keepdim=True).to(x.dtype), found)
 
 
+def _with(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
 def _cut_or_filled(x: Tensor, dim: int, size: int) -> Tensor:
     if x.shape[dim] >= size:
         return x.narrow(dim, 0, size)
@@ -187,7 +215,7 @@ def _cut_or_filled(x: Tensor, dim: int, size: int) -> Tensor:
     return torch.cat([x, rest], dim)
 
 
-def _patches(name: str, shape: tuple[int, ...], partner: tuple[int, ...]) -> Change | None:
+def _patches(name: str, shape: tuple[int, ...], partner: tuple[int, ...]) -> tuple[tuple[int, ...], Change] | None:
     if shape[1] != partner[1]:
         raise InputError(f"tensor {name!r}: images have {shape[1]} channels in source and {partner[1]} in target")
     if shape[2:] == partner[2:]:
@@ -198,7 +226,7 @@ def _patches(name: str, shape: tuple[int, ...], partner: tuple[int, ...]) -> Cha
         down, across = (one.to(x.dtype if x.dtype == torch.float64 else torch.float32) for one in resize)
         return torch.einsum("ockl,kp,lq->ocpq", x.to(down.dtype), down, across)
 
-    return change
+    return (*shape[:2], *partner[2:]), change
 
 
 def _resizing(size: int, new: int) -> Tensor:

@@ -66,10 +66,11 @@ def inspect_models(
 
 def describe(model: Model, models: Models) -> dict[str, Any]:
     """One model: where, how large, of what dtype, what is tied."""
-    headers = model.checkpoint.headers
+    checkpoint = model.checkpoint.origin or model.checkpoint
+    headers = checkpoint.headers
     sizes = {name: _numel(info.shape) for name, info in headers.items()}
     vocabulary = [
-        model.shape(name)[0]
+        headers[model.disk[name]].shape[0]
         for name in model.floats()
         if "vocab" in {s.split(".")[-1] for s in _first_axis_spaces(models, name)}
     ]

@@ -159,8 +159,10 @@ def open_models(
     """
     given = {"source": source, "target": target, "tuned": tuned}
     opened = {role: _open(one, config) for role, one in given.items() if one is not None}
-    check_vocabularies({role: one.companions for role, one in opened.items()})
     found = _common_family(opened, family, bool(need_layout))
+    # Of a known family rows of target's vocabulary are found by token; of another nobody knows which rows those are.
+    compared = [role for role in opened if role != "target" or found is None]
+    check_vocabularies({role: opened[role].companions for role in compared})
     models, notes = _named(opened, found), list[str]()
     if found is not None:
         _check_widths(found, {role: one for role, one in models.items() if role != "target"})
@@ -203,7 +205,8 @@ def _resized(family: Family, models: Mapping[str, Model], why: str) -> Models:
     _check_presence(Models(family, old, source, source, tuned))
     heads = () if tuned is None else [name for name in tuned.floats() if _is_head(family, name)]
     own = {name: target.shape(name) for name in target.floats()}
-    architectures = [a for one in (tuned, target) if one for a in one.checkpoint.config.get("architectures") or ()]
+    owners = _head_owners(family, [one for one in (tuned, source, target) if one is not None])
+    architectures = [a for one in owners for a in one.checkpoint.config.get("architectures") or ()]
     config = {**_full_config(family, target), "architectures": architectures}
     towers = _towers(family, target)
 
@@ -396,7 +399,7 @@ def _check_widths(family: Family | None, models: Mapping[str, Model]) -> None:
         for name in _union(source.floats(), other.floats()):
             if name not in source or name not in other or source.shape(name) == other.shape(name):
                 continue
-            if family is None or not _is_head(family, name):
+            if family is None or not _is_head(family, name) or name.endswith("_projection.weight"):
                 raise _unlike(other)(
                     f"tensor {name!r} is {source.shape(name)} in source ({source.checkpoint.location}) and "
                     f"{other.shape(name)} in {other.role} ({other.checkpoint.location}): "

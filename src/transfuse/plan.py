@@ -121,9 +121,13 @@ def _action(models: Models, name: str, new_heads: set[str]) -> str:
         return "copy"
     if name not in target.disk and models.towers(tuned) - models.towers(target):
         return "skip"  # target is one tower of tuned's two: it stays what it is
-    if models.resizing is not None and name in target.disk and not models.is_head(name):
+    body = not models.is_head(name) or not LABEL_HEAD.match(name)  # a projection stays where it is
+    if models.resizing is not None and name in target.disk and body:
         partner = models.source_name(name)
-        return "add" if partner is not None and partner in source and partner in tuned else "copy"
+        if partner is not None and partner in source and partner in tuned:
+            return "add"
+        if not models.is_head(name):
+            return "copy"
     if name not in tuned:
         return "copy"
     if name in tuned.disk and not tuned.dtype(name).is_floating_point:
@@ -134,13 +138,15 @@ def _action(models: Models, name: str, new_heads: set[str]) -> str:
     meets = _has_head if name in tuned.disk and name not in tuned.tied else Model.__contains__
     shapes = {model.shape(name) if meets(model, name) else None for model in (source, tuned, target)}
     if models.resizing is not None and None not in shapes:
-        shapes = {_public_shape(models, name, shape) for shape in shapes if shape}
+        shapes = {_public_shape(models, name, shape) for shape in shapes if shape is not None}
     return "add" if len(shapes) == 1 and name.split(".")[0] not in new_heads else "carry"
 
 
 def _public_shape(models: Models, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The lengths of a head along the axes that are in no space: its labels."""
-    dims = models.layout.params[name].dims or ()
+    dims = models.layout.params[name].dims
+    if dims is None:
+        return shape
     return tuple(n for n, axis in zip(shape, dims, strict=True) if axis.parts[0].space is None)
 
 

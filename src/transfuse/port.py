@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from .evaluate.unlabelled import Inputs
 
 log = logging.getLogger(__name__)
+
+_LANGUAGE_HEAD = re.compile(r"(cls\.predictions|lm_head|generator_)")
 
 
 @dataclass
@@ -160,9 +163,29 @@ class PortedTensors:
         return bool(spaces) and all(one in self.maps.spaces or not self.layout.spaces[one].moves for one in spaces)
 
     def move(self, name: str, x: Tensor) -> Tensor:
-        """A tensor of source's coordinates, norms folded where the maps ask for it, in those of target."""
+        """A tensor of source's coordinates, norms folded where the maps ask for it, in those of target.
+
+        Of a change that has no place there (other public widths: a joint embedding, say) nothing is left.
+        """
+        if self.models.resizing is not None and not self._has_place(name, x):
+            return torch.zeros(self.models.target.shape(name), dtype=x.dtype)
         moved = transport(x, self.layout.params[name], self.spaces)
         return self.folding.unfold(self.models.target, name, moved)
+
+    def _has_place(self, name: str, x: Tensor) -> bool:
+        """Whether every axis is as long as its spaces are in source, and comes out as long as it is in target."""
+        if name not in self.models.target:
+            return True  # a head of tuned's own
+        layout, target = self.layout, self.models.target.shape(name)
+        for dim, axis in enumerate(layout.params[name].dims or ()):
+            known = [part.space for part in axis.parts if part.space is not None]
+            if len(known) == len(axis.parts):
+                sizes = [self.spaces[s].source_size if s in self.spaces else layout.spaces[s].size for s in known]
+                if sum(sizes) != x.shape[dim]:
+                    return False
+            elif x.shape[dim] != target[dim]:
+                return False
+        return layout.params[name].dims is not None or tuple(x.shape) == target
 
     def unmoved(self, name: str) -> Tensor:
         """A head of tuned as it is; units in order where target has more or fewer."""
@@ -260,6 +283,8 @@ def port(
     plan = make_plan(models)
     delta = delta_report(models, heads_come=bool(plan.of("carry")))
     about = _about(models, plan, delta)
+    if row is not None and not row.any_shape:
+        models.need_one_shape(f"method {row.name}")
     if dry_run:
         tensors = PortedTensors(models, plan, Maps({}), alpha, None)
         name, summary = (AUTO, "takes a method when it runs") if row is None else (row.name, row.summary)
@@ -489,7 +514,7 @@ def check_maps(models: Models, maps: Maps) -> Maps:
 
 
 def _about(models: Models, plan: Plan, delta: DeltaReport) -> dict[str, Any]:
-    opened = {model.role: model.checkpoint for model in models.all()}
+    opened = {model.role: model.checkpoint.origin or model.checkpoint for model in models.all()}
     return {
         "transfuse": __version__,
         "family": models.layout.family,
@@ -500,11 +525,11 @@ def _about(models: Models, plan: Plan, delta: DeltaReport) -> dict[str, Any]:
         "dropped": [step.name for step in plan.of("drop")],
         "delta": delta.as_dict(),
         "resized": models.about_shapes(),
-        "warnings": _warnings(models, delta),
+        "warnings": _warnings(models, plan, delta),
     }
 
 
-def _warnings(models: Models, delta: DeltaReport) -> list[str]:
+def _warnings(models: Models, plan: Plan, delta: DeltaReport) -> list[str]:
     """What looks like a mistake but need not be one; said on stderr too."""
     assert models.tuned is not None
     source, tuned, target = models.source, models.tuned, models.target
@@ -521,6 +546,12 @@ def _warnings(models: Models, delta: DeltaReport) -> list[str]:
         )
     if any(LABEL_HEAD.match(n) for n in source.disk) and not any(LABEL_HEAD.match(n) for n in tuned.disk):
         found.append("source has a classifier and tuned has none: are OLD_BASE and TUNED swapped?")
+    heads = [one.name for one in plan.of("carry") if _LANGUAGE_HEAD.match(one.name)]
+    if models.resizing is not None and heads:
+        found.append(
+            f"the head of a language model ({heads[0]}, ...) is carried to another shape but not fitted there: train "
+            "it further before use"
+        )
     for line in found:
         log.warning("%s", line)
     return found

@@ -126,8 +126,17 @@ def probe_of_model(model: Model, layout: Layout, device: str | torch.device) -> 
             "transformers are run on inputs. CLIPs of open_clip can be converted: transfuse convert"
         )
     state = {name: _single(checkpoint.tensor(name)) for name in checkpoint}
-    module, _ = load_class(checkpoint.location, checkpoint.config, state)
-    return _probe(module.to(device), layout, checkpoint.config)
+    module, loading = load_class(checkpoint.location, checkpoint.config, state)
+    if loading.mismatched:
+        raise InputError(
+            f"{checkpoint.location}: as {model.role} is seen here, {type(module).__name__} expects other shapes of "
+            f"{', '.join(sorted(loading.mismatched)[:3])}: the config says otherwise than the tensors"
+        )
+    probe = _probe(module.to(device), layout, checkpoint.config)
+    # What the class has and the checkpoint has not is drawn at random: nothing is to be learned from it.
+    names = {name: memory for name, memory in probe.names.items() if memory not in loading.missing}
+    sites = {name: site for name, site in probe.sites.items() if name in names}
+    return replace(probe, sites=sites, names=names)
 
 
 def probe_of_source(model: Model, models: Models, device: str | torch.device) -> Probe:

@@ -123,8 +123,8 @@ class Relation:
 
 # From the least correspondence to the most.
 TEXTS = {
-    "other-shapes": "The bases are of different shapes, so no unit of one is a unit of the other: what the fine-tune "
-    "does can be carried over, its weights cannot.",
+    "other-shapes": "The bases differ in width, depth, heads or activation, so no map between them keeps a function: "
+    "what the fine-tune does can be carried over; its weights cannot, unless the bases are close relatives.",
     "not-tested": "The weights do not agree as they are, and no matching was tested.",
     "no-correspondence": "No correspondence found in the weights: matching reaches no more than it reaches on a "
     "shuffled target. A port by weights alone is not expected to carry the task over; check it on data before use.",

@@ -38,6 +38,12 @@ class Resizing:
     names: Mapping[str, str]
     why: str
 
+    @property
+    def is_square(self) -> bool:
+        """Whether all widths and depths are the same after all: something else differs, like the activation."""
+        same = all(self.size(space) in (None, one.size) for space, one in self.target.spaces.items())
+        return same and len(self.names) == len(self.target.params) == len(self.layout.params)
+
     @cached_property
     def spaces(self) -> dict[str, str]:
         """Space of target -> space of source (streams at every junction)."""
@@ -114,7 +120,20 @@ def resizing_of(family: Family, target: Layout, source: Layout, why: str) -> Res
                     f"tensor {name!r} has other axes in source than in target: another variant of the model"
                 )
             names[name] = partner
+        elif partner is not None and not _has_like(family, source, name):
+            raise InputError(
+                f"tensor {name!r} of target has no counterpart in any layer of source: another variant of the model"
+            )
     return Resizing(source, target, names, why)
+
+
+def _has_like(family: Family, layout: Layout, name: str) -> bool:
+    """Whether some layer has a tensor like this one (T5 has biases in one layer), or it is in no layer."""
+    row = next((one for one in family.rows if one.pattern.fullmatch(name)), None)
+    if row is None or "l" not in row.pattern.groupindex:
+        return True
+    leaf = name.rsplit(".", 1)[-1]
+    return any(row.pattern.fullmatch(other) and other.endswith(leaf) for other in layout.params)
 
 
 def partners(target: int, source: int) -> dict[int, int]:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,22 +22,24 @@ NEEDED = 0.5
 
 
 def check_vocabularies(folders: Mapping[str, Path | None]) -> None:
-    """Compares the vocabularies of source and tuned; those without files are taken on trust.
+    """Compares the vocabularies of some models with that of source; those without files are taken on trust.
 
     Raises:
         InputError: more than one token in a hundred has another id, so embeddings would be added to the wrong tokens.
     """
-    source, tuned = (_tokens(folders.get(role)) for role in ("source", "tuned"))
-    differing = _differing(source, tuned) if source and tuned else []
-    if len(differing) > TOLERATED * len(source):
-        token = differing[0]
-        raise InputError(
-            f"tuned {folders['tuned']} has another vocabulary than source: {len(differing)} tokens of {len(source)} "
-            f"have other ids (e.g. {token!r}: {source[token]} in source, {tuned.get(token)} here). Is it a fine-tune "
-            "of this base?"
-        )
-    if differing:
-        log.warning("%s: %d tokens have other ids than in source", folders["tuned"], len(differing))
+    source = _tokens(folders.get("source"))
+    for role, folder in folders.items():
+        tokens = _tokens(folder)
+        differing = _differing(source, tokens) if source and tokens else []
+        if len(differing) > TOLERATED * len(source):
+            token = differing[0]
+            raise InputError(
+                f"{role} {folder} has another vocabulary than source: {len(differing)} tokens of {len(source)} have "
+                f"other ids (e.g. {token!r}: {source[token]} in source, {tokens.get(token)} here). "
+                + ("Is it a fine-tune of this base?" if role == "tuned" else "Name the family, if it is a known one")
+            )
+        if differing:
+            log.warning("%s: %d tokens have other ids than in source", folder, len(differing))
 
 
 def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Tensor | None:
@@ -48,10 +51,11 @@ def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Te
         InputError: source knows less than half of target's tokens.
     """
     old, new = _tokens(source), _tokens(target)
-    differing = _differing(old, new) if old and new else []
-    if len(differing) <= TOLERATED * len(old):
-        if differing:
-            log.warning("%s: %d tokens have other ids than in source, e.g. %r", target, len(differing), differing[0])
+    if not old or not new:
+        if source is not None and target is not None and (old or new or _unread(source) or _unread(target)):
+            log.warning("the vocabularies of %s and %s cannot be compared; rows go by number", source, target)
+        return None
+    if not _differing(old, new):
         return None
     rows = torch.full((max(new.values()) + 1,), -1)
     for token, index in new.items():
@@ -66,6 +70,10 @@ def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Te
     return rows
 
 
+def _unread(folder: Path) -> bool:
+    return (folder / "spiece.model").is_file()
+
+
 def _tokens(folder: Path | None) -> dict[str, int]:
     return read_vocabulary(folder) if folder else {}
 
@@ -77,16 +85,36 @@ def _differing(one: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
 def read_vocabulary(folder: Path) -> dict[str, int]:
     """Token -> id from tokenizer.json, vocab.json or vocab.txt; empty if there is none that can be read."""
     try:
-        if (folder / "tokenizer.json").is_file():
-            whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            vocab = whole["model"]["vocab"]
-            found = dict(vocab) if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
-            return found | {one["content"]: one["id"] for one in whole.get("added_tokens") or ()}
-        if (folder / "vocab.json").is_file():
-            return dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-        if (folder / "vocab.txt").is_file():
-            lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-            return {token: i for i, token in enumerate(lines)}
+        found = _read(folder)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         log.warning("%s: its tokenizer files cannot be read (%s), so the vocabulary is not compared", folder, error)
-    return {}
+        return {}
+    wrong = next(
+        (token for token, index in found.items() if not isinstance(index, int) or not 0 <= index < _MOST), None
+    )
+    if wrong is not None:
+        raise InputError(
+            f"{folder}: token {wrong!r} of its vocabulary has the id {found[wrong]!r}: the file is damaged"
+        )
+    return found
+
+
+_MOST = 10**7  # tokens; no vocabulary is larger
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    if (folder / "tokenizer.json").is_file():
+        whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        vocab = whole["model"]["vocab"]
+        found = dict(vocab) if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
+        return found | {one["content"]: one["id"] for one in whole.get("added_tokens") or ()}
+    if (folder / "vocab.json").is_file():
+        found = dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    elif (folder / "vocab.txt").is_file():
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        found = {token.removesuffix("\r"): i for i, token in enumerate(lines)}
+    else:
+        return {}
+    if (folder / "added_tokens.json").is_file():
+        found |= json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
+    return found

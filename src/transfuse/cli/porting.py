@@ -146,9 +146,14 @@ def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> N
 
     as_json, rest = set_up(options)
     found = Maps.load(maps)
+    if any(one.source_size != one.size for one in found.spaces.values()):
+        raise InputError(f"{maps} leads to a base of another width, which source cannot be rewritten for")
     models = open_models(source, source, family=rest["family"] or found.family or None, config=rest["config"])
     if found.source != models.source.checkpoint.fingerprint():
-        raise InputError(f"{maps} was made for another source than {source} (fingerprints differ)")
+        raise InputError(
+            f"{maps} was made for another source than {source} (fingerprints differ), or for it as a target with "
+            "another vocabulary or image size sees it"
+        )
     checked = check_equivalence(models.source, models.layout, found, seed=seed, double=double)
     print_report(checked.as_dict(), as_json, equivalence_text)
     if checked.passed is not True:
