@@ -31,6 +31,7 @@ RECIPES = (
     "gradfix-table-small",
     "shapes-small",
     "theseus-table-text-small",
+    "shapes-text-small",
 )
 FIGURES = {
     "table1-clip-vitb16-small": "transport-gains.png",
@@ -42,6 +43,7 @@ FIGURES = {
     "gradfix-table-small": "fewshot-fewshot.png",
     "shapes-small": "transport-gains.png",
     "theseus-table-text-small": "transport-gains.png",
+    "shapes-text-small": "transport-gains.png",
 }
 
 
