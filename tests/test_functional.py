@@ -36,7 +36,7 @@ from transfuse.methods import get_method
 from transfuse.models import Models, open_models
 from transfuse.plan import make_plan
 from transfuse.planted import PLANTED_MAPS, plant
-from transfuse.port import PortedTensors
+from transfuse.ported import PortedTensors
 from transfuse.probes import Probe
 from transfuse.sweep import blend_of
 from transfuse.taps import find_sites

@@ -176,8 +176,9 @@ def collect(
     ):
         mask = batch.get("attention_mask")
         right, left = source.see(batch, seen_there), target.see(batch, seen_here)
-        for space, mine, its in ((s, t, o) for s, t, o in starts if t in left and o in right):
-            _add(found, space, mine, (left[mine].carry, right[its].carry), mask)
+        for space, mine, its in starts:
+            if mine in left and its in right:
+                _add(found, space, mine, (left[mine].carry, right[its].carry), mask)
         for name in shared:
             if name in left and name in right:
                 sites = target.sites[name], source.sites[name]

@@ -106,7 +106,7 @@ def choose(
         )
     if inputs is not None:
         log.warning("the inputs are not used: these checkpoints cannot be run here (transfuse convert makes some run)")
-    if models.resizing is not None and not models.resizing.is_square:
+    if models.resizing is not None and not models.resizing.same_shapes:
         drawn = _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ")
         if drawn is None:
             raise InputError(
@@ -176,8 +176,9 @@ def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, str]] = {}
 
 def _check_that_it_runs(models: Models) -> None:
     """Raises InputError if a model has no class that can be built here, or what evaluation needs is not installed."""
-    from .probes import probe_of_model
+    from .probes import probe_of_model, probe_of_source
 
-    for model in models.all():
-        layout = models.layout if model is models.target else models.source_layout
-        probe_of_model(model, layout, "cpu")
+    probe_of_model(models.target, models.layout, "cpu")
+    for model in (models.source, models.tuned):
+        if model is not None:
+            probe_of_source(model, models, "cpu")

@@ -26,7 +26,7 @@ from .axes import Axes, parse_axes
 from .errors import InputError
 from .layout import Family, Row
 from .modelling import complete_config
-from .vocabulary import token_rows
+from .vocabulary import Vocabulary, token_rows
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -51,7 +51,7 @@ class _Inputs:
     def change(self, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Change] | None:
         """What a tensor needs to fit target's inputs, after the shape it has then; None: nothing."""
         partner = self.target.shape(name) if name in self.target else None
-        row = _row(self.family, name)
+        row = self.family.row_of(name)
         axes = None if row is None else _axes(row, name)
         if row is None or axes is None or axes.dims is None or len(axes.dims) != len(shape):
             return None
@@ -86,7 +86,7 @@ class _Inputs:
     def _vocabulary(self) -> int | None:
         """Rows of target's own table of tokens."""
         for name in self.target.disk:
-            row = _row(self.family, name)
+            row = self.family.row_of(name)
             dim = None if row is None else _vocabulary_dim(_axes(row, name))
             if dim is not None:
                 return self.target.shape(name)[dim]
@@ -97,19 +97,26 @@ class _Inputs:
         kernels = (name for name in self.target.disk if len(self.target.shape(name)) == 4)
         return any(
             found is not None and found.tower.name == row.tower.name
-            for found in (_row(self.family, n) for n in kernels)
+            for found in (self.family.row_of(n) for n in kernels)
         )
 
 
-def conformed(family: Family, models: Mapping[str, Model]) -> tuple[dict[str, Model], list[str]]:
+def conformed(
+    family: Family, models: Mapping[str, Model], vocabularies: Mapping[str, Vocabulary]
+) -> tuple[dict[str, Model], list[str]]:
     """The models of a run, source and tuned with target's inputs; and what was done, in words.
+
+    Args:
+        family: of all of them.
+        models: by role.
+        vocabularies: by role, as from `read_vocabulary`.
 
     Raises:
         InputError: the inputs have nothing to do with each other (most tokens unknown, another number of channels).
     """
     target, notes = models["target"], list[str]()
     found = dict(models)
-    tokens = token_rows(models["source"].checkpoint.companions, target.checkpoint.companions, notes)
+    tokens = token_rows(vocabularies["source"], vocabularies["target"], notes)
     inputs = _Inputs(family, target, tokens)
     for role in ("source", "tuned"):
         if role in models:
@@ -182,10 +189,6 @@ def _config(config: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, A
 def _axes(row: Row, name: str) -> Axes:
     axes = parse_axes(row.axes)
     return axes.outputs_only() if name.endswith(".bias") else axes
-
-
-def _row(family: Family, name: str) -> Row | None:
-    return next((one for one in family.rows if one.pattern.fullmatch(name)), None)
 
 
 def _vocabulary_dim(axes: Axes) -> int | None:

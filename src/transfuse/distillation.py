@@ -22,7 +22,7 @@ from .functional import student_and_tuned
 from .probes import Probe
 
 if TYPE_CHECKING:
-    from .port import PortedTensors
+    from .ported import PortedTensors
 
 
 @dataclass(frozen=True)

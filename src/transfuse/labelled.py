@@ -8,7 +8,8 @@ from .auto import ALPHAS, Labelled
 from .evaluate import TaskSpec, evaluate, load_task, prepare, score_dict, with_state
 from .match import MatchOptions
 from .methods import METHODS
-from .port import PortedTensors, PortResult, carry
+from .port import PortResult, carry
+from .ported import PortedTensors
 from .sweep import blend_of, live_of
 
 

@@ -112,6 +112,10 @@ class Family:
         """All rows of all towers."""
         return tuple(row for tower in self.towers for row in _parse_table(tower))
 
+    def row_of(self, name: str) -> Row | None:
+        """The first row whose name fits a tensor, whatever its condition."""
+        return next((row for row in self.rows if row.pattern.fullmatch(name)), None)
+
 
 @dataclass(frozen=True)
 class Row:

@@ -20,7 +20,8 @@ from .match import tensor_generator
 from .methods import DEFAULT_METHOD
 from .models import ConfigLike, ModelLike, Models, open_models
 from .plan import make_plan
-from .port import PortedTensors, PortResult, port, refuse_inputs, write_port
+from .port import PortResult, port, refuse_inputs, write_port
+from .ported import PortedTensors
 from .writing import check_output
 
 # The densities of the papers: TIES keeps the largest 20 %; DARE drops 90 % and loses next to nothing.

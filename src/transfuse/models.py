@@ -23,7 +23,7 @@ from .layout import Family, Layout, unmoved_layout
 from .layouts import FAMILIES, find_family
 from .modelling import complete_config
 from .resizing import Resizing, Unlike, resizing_of
-from .vocabulary import check_vocabularies
+from .vocabulary import check_vocabularies, read_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -160,13 +160,14 @@ def open_models(
     given = {"source": source, "target": target, "tuned": tuned}
     opened = {role: _open(one, config) for role, one in given.items() if one is not None}
     found = _common_family(opened, family, bool(need_layout))
+    vocabularies = {role: read_vocabulary(one.location, one.companions) for role, one in opened.items()}
     # Of a known family rows of target's vocabulary are found by token; of another nobody knows which rows those are.
-    compared = [role for role in opened if role != "target" or found is None]
-    check_vocabularies({role: opened[role].companions for role in compared})
+    compared = [role for role in opened if role == "tuned" or (role == "target" and found is None)]
+    check_vocabularies(vocabularies["source"], {role: vocabularies[role] for role in compared})
     models, notes = _named(opened, found), list[str]()
     if found is not None:
         _check_widths(found, {role: one for role, one in models.items() if role != "target"})
-        models, notes = conformed(found, models)
+        models, notes = conformed(found, models, vocabularies)
     try:
         return replace(_of_one_shape(found, models), notes=tuple(notes))
     except Unlike as error:
@@ -217,6 +218,7 @@ def _resized(family: Family, models: Mapping[str, Model], why: str) -> Models:
         except InputError as error:
             raise InputError(f"target {target.checkpoint.location}: {error}") from error
 
+    # Heads that come along take widths of target's, which its own tensors say first.
     resizing = resizing_of(family, bound(own), old, why)
     carried = {name: resizing.shape_in_target(name, tuned.shape(name)) for name in heads if name not in own and tuned}
     layout = bound({**own, **carried})

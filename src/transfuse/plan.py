@@ -31,7 +31,8 @@ HEAD_KEYS = (
 )
 
 
-# Heads whose rows are labels of a task.
+# Heads whose rows are tokens, and those whose rows are labels of a task.
+LANGUAGE_HEAD = re.compile(r"(cls\.predictions|lm_head|generator_)")
 LABEL_HEAD = re.compile(r"(classifier|cls_classifier|distillation_classifier|pre_classifier|score|head|head_dist)\.")
 
 

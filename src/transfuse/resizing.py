@@ -39,9 +39,10 @@ class Resizing:
     why: str
 
     @property
-    def is_square(self) -> bool:
+    def same_shapes(self) -> bool:
         """Whether all widths and depths are the same after all: something else differs, like the activation."""
-        same = all(self.size(space) in (None, one.size) for space, one in self.target.spaces.items())
+        mine, its = self.target.spaces, self.layout.spaces
+        same = all(mine[one].size == its[other].size for one, other in self.spaces.items())
         return same and len(self.names) == len(self.target.params) == len(self.layout.params)
 
     @cached_property
@@ -59,11 +60,6 @@ class Resizing:
                     if not is_stream(part.space) or (makes_stream and dim not in axes.inputs):
                         found.setdefault(part.space, partner_part.space)
         return found
-
-    def size(self, space: str) -> int | None:
-        """Number of source's units in a space of target; None: source has no such space."""
-        partner = self.spaces.get(space)
-        return None if partner is None else self.layout.spaces[partner].size
 
     def heads(self, space: str) -> int | None:
         """Number of source's heads in a space of target inside heads."""
@@ -129,7 +125,7 @@ def resizing_of(family: Family, target: Layout, source: Layout, why: str) -> Res
 
 def _has_like(family: Family, layout: Layout, name: str) -> bool:
     """Whether some layer has a tensor like this one (T5 has biases in one layer), or it is in no layer."""
-    row = next((one for one in family.rows if one.pattern.fullmatch(name)), None)
+    row = family.row_of(name)
     if row is None or "l" not in row.pattern.groupindex:
         return True
     leaf = name.rsplit(".", 1)[-1]
@@ -149,15 +145,12 @@ def in_order(target: int, source: int) -> Map:
 
 
 def _partner(family: Family, name: str, layers: Mapping[str, Mapping[int, int]]) -> str | None:
-    for row in family.rows:
-        found = row.pattern.fullmatch(name)
-        if found is None:
-            continue
-        if "l" not in row.pattern.groupindex:
-            return name
-        layer = layers.get(row.tower.name.rstrip("."), {}).get(int(found["l"]))
-        return None if layer is None else f"{name[: found.start('l')]}{layer}{name[found.end('l') :]}"
-    return name
+    row = family.row_of(name)
+    found = None if row is None else row.pattern.fullmatch(name)
+    if row is None or found is None or "l" not in row.pattern.groupindex:
+        return name
+    layer = layers.get(row.tower.name.rstrip("."), {}).get(int(found["l"]))
+    return None if layer is None else f"{name[: found.start('l')]}{layer}{name[found.end('l') :]}"
 
 
 def _form(axes: Axes) -> tuple[object, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checkpoint import VOCABULARY_FILES
 from .errors import InputError
 
 log = logging.getLogger(__name__)
@@ -21,28 +23,48 @@ TOLERATED = 0.01
 NEEDED = 0.5
 
 
-def check_vocabularies(folders: Mapping[str, Path | None]) -> None:
-    """Compares the vocabularies of some models with that of source; those without files are taken on trust.
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model.
+
+    Attributes:
+        location: of the model.
+        tokens: token -> id; empty where none can be read.
+        has_files: whether there are tokenizer files, readable or not.
+    """
+
+    location: str
+    tokens: Mapping[str, int]
+    has_files: bool
+
+    def differing(self, other: Vocabulary) -> list[str]:
+        """Tokens of this one that have another id in the other, or none; nothing is known where one is empty."""
+        if not self.tokens or not other.tokens:
+            return []
+        return [token for token, index in self.tokens.items() if other.tokens.get(token) != index]
+
+
+def check_vocabularies(source: Vocabulary, others: Mapping[str, Vocabulary]) -> None:
+    """Compares the vocabularies of some models, by role, with that of source; those without files are taken on trust.
 
     Raises:
         InputError: more than one token in a hundred has another id, so embeddings would be added to the wrong tokens.
     """
-    source = _tokens(folders.get("source"))
-    for role, folder in folders.items():
-        tokens = _tokens(folder)
-        differing = _differing(source, tokens) if source and tokens else []
-        if len(differing) > TOLERATED * len(source):
+    for role, other in others.items():
+        differing = source.differing(other)
+        if len(differing) > TOLERATED * len(source.tokens):
             token = differing[0]
             raise InputError(
-                f"{role} {folder} has another vocabulary than source: {len(differing)} tokens of {len(source)} have "
-                f"other ids (e.g. {token!r}: {source[token]} in source, {tokens.get(token)} here). "
+                f"{role} {other.location} has another vocabulary than source: {len(differing)} tokens of "
+                f"{len(source.tokens)} have other ids (e.g. {token!r}: {source.tokens[token]} in source, "
+                f"{other.tokens.get(token)} here). "
                 + ("Is it a fine-tune of this base?" if role == "tuned" else "Name the family, if it is a known one")
             )
         if differing:
-            log.warning("%s: %d tokens have other ids than in source", folder, len(differing))
+            log.warning("%s: %d tokens have other ids than in source", other.location, len(differing))
 
 
-def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Tensor | None:
+def token_rows(source: Vocabulary, target: Vocabulary, notes: list[str]) -> Tensor | None:
     """int64 (rows of target's table,): the id in source of every token of target, -1 where source has no such token.
 
     None where ids agree, or a vocabulary is not there. `notes` get a line about it.
@@ -50,12 +72,14 @@ def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Te
     Raises:
         InputError: source knows less than half of target's tokens.
     """
-    old, new = _tokens(source), _tokens(target)
+    old, new = source.tokens, target.tokens
     if not old or not new:
-        if source is not None and target is not None and (old or new or _unread(source) or _unread(target)):
-            log.warning("the vocabularies of %s and %s cannot be compared; rows go by number", source, target)
+        if source.has_files or target.has_files:
+            log.warning(
+                "the vocabularies of %s and %s cannot be compared; rows go by number", source.location, target.location
+            )
         return None
-    if not _differing(old, new):
+    if not source.differing(target):
         return None
     rows = torch.full((max(new.values()) + 1,), -1)
     for token, index in new.items():
@@ -63,40 +87,31 @@ def token_rows(source: Path | None, target: Path | None, notes: list[str]) -> Te
     known = sum(token in old for token in new)
     if known < NEEDED * len(new):
         raise InputError(
-            f"{target}: of its {len(new)} tokens source ({source}) knows {known}; texts cut into target's tokens would "
-            "mean nothing to it, so nothing can be carried over between these vocabularies"
+            f"{target.location}: of its {len(new)} tokens source ({source.location}) knows {known}; texts cut into "
+            "target's tokens would mean nothing to it, so nothing can be carried over between these vocabularies"
         )
     notes.append(f"vocabulary: {known} of target's {len(new)} tokens are in source, under other ids in part")
     return rows
 
 
-def _unread(folder: Path) -> bool:
-    return (folder / "spiece.model").is_file()
+def read_vocabulary(location: str, folder: Path | None) -> Vocabulary:
+    """The tokens of a model, from tokenizer.json, vocab.json or vocab.txt in its folder.
 
-
-def _tokens(folder: Path | None) -> dict[str, int]:
-    return read_vocabulary(folder) if folder else {}
-
-
-def _differing(one: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
-    return [token for token, index in one.items() if other.get(token) != index]
-
-
-def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Token -> id from tokenizer.json, vocab.json or vocab.txt; empty if there is none that can be read."""
+    Raises:
+        InputError: an id is no row number.
+    """
+    if folder is None:
+        return Vocabulary(location, {}, False)
+    has_files = any((folder / name).is_file() for name in VOCABULARY_FILES)
     try:
         found = _read(folder)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         log.warning("%s: its tokenizer files cannot be read (%s), so the vocabulary is not compared", folder, error)
-        return {}
-    wrong = next(
-        (token for token, index in found.items() if not isinstance(index, int) or not 0 <= index < _MOST), None
-    )
-    if wrong is not None:
-        raise InputError(
-            f"{folder}: token {wrong!r} of its vocabulary has the id {found[wrong]!r}: the file is damaged"
-        )
-    return found
+        return Vocabulary(location, {}, has_files)
+    for token, index in found.items():
+        if not isinstance(index, int) or not 0 <= index < _MOST:
+            raise InputError(f"{folder}: token {token!r} of its vocabulary has the id {index!r}: the file is damaged")
+    return Vocabulary(location, found, has_files)
 
 
 _MOST = 10**7  # tokens; no vocabulary is larger

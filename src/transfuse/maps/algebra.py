@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -203,10 +204,15 @@ class Rectangular(_Matrix):
         return self.weight.shape[1]
 
     def inverse(self) -> Rectangular:
-        return Rectangular(torch.linalg.pinv(self.weight))
+        return Rectangular(self._back)
 
     def dual(self) -> Rectangular:
-        return Rectangular(torch.linalg.pinv(self.weight).T.contiguous())
+        return Rectangular(self._back.T.contiguous())
+
+    @cached_property
+    def _back(self) -> Tensor:
+        """The pseudo-inverse: a decomposition, which several tensors need."""
+        return torch.linalg.pinv(self.weight)
 
     def __matmul__(self, other: Map) -> Map:
         return self if isinstance(other, Identity) else Rectangular(self.after(other))

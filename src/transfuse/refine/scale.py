@@ -40,7 +40,8 @@ from ..layout import part_of
 from ..maps import Maps
 from ..methods import DEFAULT_METHOD
 from ..models import ConfigLike, ModelLike, Models, open_models
-from ..port import PortedTensors, PortResult, port, refuse_inputs, write_port
+from ..port import PortResult, port, refuse_inputs, write_port
+from ..ported import PortedTensors
 from ..sweep import Blend, blend_of, live_of
 from ..train import TrainSpec, fit
 from ..writing import check_output
