@@ -17,12 +17,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from transfuse import port
-from transfuse.activations import activation_form, collect
-from transfuse.evaluate import Inputs
-from transfuse.evaluate.live import of_checkpoint
-from transfuse.methods import METHODS
-from transfuse.models import open_models
-from transfuse.probes import probe_of_model
+from transfuse.evidence.activations import activation_form, collect
+from transfuse.methods.table import METHODS
+from transfuse.models.opening import open_models
+from transfuse.running.live import of_checkpoint
+from transfuse.running.probes import probe_of_model
+from transfuse.running.unlabelled import Inputs
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def fit(paths: dict[str, Path], count: int) -> None:
 
 
 def drawn(live: Any, count: int) -> Any:
-    from transfuse.evaluate.unlabelled import synthetic
+    from transfuse.running.unlabelled import synthetic
 
     return synthetic(live, count=count, tokens=128)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 import transfuse
-from transfuse.maps import Maps, PerHead, Permutation
-from transfuse.models import open_models
-from transfuse.planted import random_maps
-from transfuse.transport import transport
+from transfuse.maps.algebra import PerHead, Permutation
+from transfuse.maps.collection import Maps
+from transfuse.maps.random import random_maps
+from transfuse.maps.transport import transport
+from transfuse.models.opening import open_models
 
 NOISES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 EARLIER = {"tied": {1.0: 1.0, 1.5: 1.0, 2.0: 0.92}, "transfusion": {1.0: 0.75, 1.5: 0.35, 2.0: 0.18}}

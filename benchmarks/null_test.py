@@ -15,12 +15,12 @@ import torch
 from sceptr_models import CONFIG, SOURCE, TARGETS, weights
 from transformers import BertConfig, BertForMaskedLM
 
-from transfuse.match import MatchOptions, match_models, stored_null
-from transfuse.methods import METHODS
-from transfuse.models import open_models
-from transfuse.planted import random_maps
-from transfuse.relation import relation
-from transfuse.transport import transport
+from transfuse.maps.random import random_maps
+from transfuse.maps.transport import transport
+from transfuse.methods.match import MatchOptions, match_models, stored_null
+from transfuse.methods.relation import relation
+from transfuse.methods.table import METHODS
+from transfuse.models.opening import open_models
 
 State = dict[str, torch.Tensor]
 STACK = {"model_type": "torch_encoder", **CONFIG}

@@ -59,7 +59,7 @@ def make_bert_base(work: Path) -> None:
 
 
 def make_models(work: Path, model: Any, shard: str) -> None:
-    from transfuse.planted import plant
+    from transfuse.porting.planted import plant
 
     model.save_pretrained(work / "source", max_shard_size=shard)
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +99,7 @@ def check(work: Path) -> str:
     """Embeddings of the ported model against tuned's, carried into target's coordinates."""
     from transformers import AutoModel
 
-    from transfuse.maps import Maps
+    from transfuse.maps.collection import Maps
 
     maps = Maps.load(work / "maps.safetensors")
     ids = torch.randint(1000, 20000, (4, 32), generator=torch.Generator().manual_seed(0))

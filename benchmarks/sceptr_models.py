@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import load_file
 
 import transfuse
-from transfuse.canonical import map_state
-from transfuse.inspection import inspect_models
-from transfuse.maps import Maps
-from transfuse.models import open_models
-from transfuse.transport import transport
+from transfuse.maps.collection import Maps
+from transfuse.maps.transport import transport
+from transfuse.models.folding import map_state
+from transfuse.models.opening import open_models
+from transfuse.porting.inspection import inspect_models
 
 SOURCE, TUNED = "SCEPTR", "SCEPTR_finetuned"
 TARGETS = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import tiny
-from transfuse.evaluate import TaskSpec
+from transfuse.data.tasks import TaskSpec
 
 CLASSES = 10
 SIZES: dict[str, Any] = {"num_labels": CLASSES, "hidden_size": 24, "intermediate_size": 48}

@@ -17,9 +17,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfuse import text_tower
-from transfuse.modelling import TEXT_CLASSIFIER, compute_in_double, seeded_inputs
-from transfuse.reference import ReferenceConfig, forward, random_state
+from transfuse.running import text_tower
+from transfuse.running.building import TEXT_CLASSIFIER, compute_in_double, seeded_inputs
+from transfuse.running.reference import ReferenceConfig, forward, random_state
 
 State = dict[str, Tensor]
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 import transfuse
 from families import Case
-from transfuse.canonical import map_state
-from transfuse.layout import Layout
-from transfuse.maps import Map, Maps
-from transfuse.models import open_models
-from transfuse.planted import random_maps
-from transfuse.transport import transport
-from transfuse.verify import check_equivalence, relative_error
+from transfuse.maps.algebra import Map
+from transfuse.maps.collection import Maps
+from transfuse.maps.random import random_maps
+from transfuse.maps.transport import transport
+from transfuse.models.folding import map_state
+from transfuse.models.opening import open_models
+from transfuse.porting.verify import check_equivalence, relative_error
+from transfuse.spaces.layout import Layout
 
 EXACT = 1e-9
 NOISE = 0.01

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from transfuse.bench.records import (
+from transfuse.methods.relation import TEXTS
+from transfuse.report.records import (
     Alignment,
     AlphaCurve,
     Failure,
@@ -20,7 +21,6 @@ from transfuse.bench.records import (
     SectionPlan,
     ZeroShot,
 )
-from transfuse.relation import TEXTS
 
 SEEDS = (0, 1, 2)
 REGIMES = {"continued": "same-lineage", "planted": "related-coordinates", "independent": "no-correspondence"}

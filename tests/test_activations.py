@@ -16,18 +16,19 @@ from families import CASES, Case, Transformers
 from tiny import bert, fine_tuned, save, vit
 from tiny_data import prepared
 from transfuse import InputError, Maps
-from transfuse.activations import collect, scores_of
-from transfuse.evaluate import Inputs
-from transfuse.layout import Layout, Space, tower_of
-from transfuse.maps import PerHead
-from transfuse.match import open_inputs
+from transfuse.evidence.activations import collect, scores_of
+from transfuse.maps.algebra import PerHead
 from transfuse.matching.by_space import best_maps
-from transfuse.methods import get_method
-from transfuse.models import Models, open_models
-from transfuse.planted import PLANTED_MAPS, plant
-from transfuse.probes import Probe, Replay, probe_of_model
-from transfuse.taps import Seen
-from transfuse.verify import check_equivalence
+from transfuse.methods.match import open_inputs
+from transfuse.methods.table import get_method
+from transfuse.models.model import Models
+from transfuse.models.opening import open_models
+from transfuse.porting.planted import PLANTED_MAPS, plant
+from transfuse.porting.verify import check_equivalence
+from transfuse.running.probes import Probe, Replay, probe_of_model
+from transfuse.running.taps import Seen
+from transfuse.running.unlabelled import Inputs
+from transfuse.spaces.layout import Layout, Space, tower_of
 
 DRAWN = Inputs("synthetic", count=64)
 NAMES = (

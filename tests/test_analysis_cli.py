@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 import digits
 import tiny
-from transfuse.checkpoint import open_checkpoint
-from transfuse.cli import app
+from transfuse.cli.common import app
+from transfuse.files.checkpoint import open_checkpoint
 
 
 def run(*arguments: object) -> Result:

@@ -13,12 +13,15 @@ from click.testing import CliRunner
 import digits
 import tiny
 from transfuse import InputError, port
-from transfuse.auto import ALPHAS, Labelled, choose
-from transfuse.cli import app
-from transfuse.evaluate import Inputs, evaluate, load_live, prepare, score_dict
-from transfuse.match import MatchOptions
-from transfuse.models import open_models
-from transfuse.planted import plant
+from transfuse.cli.common import app
+from transfuse.methods.auto import ALPHAS, Labelled, choose
+from transfuse.methods.match import MatchOptions
+from transfuse.models.opening import open_models
+from transfuse.porting.planted import plant
+from transfuse.running.inputs import prepare
+from transfuse.running.live import load_live
+from transfuse.running.scores import evaluate, score_dict
+from transfuse.running.unlabelled import Inputs
 
 DRAWN = Inputs("synthetic", count=16)
 
@@ -76,7 +79,7 @@ def test_models_that_cannot_be_run_are_added_to_as_they_are(
     def refuse(*_: Any) -> None:
         raise InputError("pydantic cannot be imported")
 
-    monkeypatch.setattr("transfuse.probes.probe_of_model", refuse)
+    monkeypatch.setattr("transfuse.running.probes.probe_of_model", refuse)
     found = chosen(models, "stranger")
     assert found.method == "naive" and "cannot be run" in found.because
     assert "pydantic cannot be imported" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transfuse.axes import UNMOVED, Axes, Axis, AxisError, Part, parse_axes
+from transfuse.spaces.axes import UNMOVED, Axes, Axis, AxisError, Part, parse_axes
 
 EQUIVALENT = [
     ("mlp <- stream", " mlp<-stream "),

@@ -14,14 +14,14 @@ from click.testing import CliRunner, Result
 
 import bench_recipe
 from transfuse.bench.cells import CellStore
-from transfuse.bench.records import Reference
+from transfuse.bench.recipes.reading import Recipe, parse_recipe
 from transfuse.bench.run import Finished, run_bench
 from transfuse.bench.store import ModelStore, data_fingerprint
-from transfuse.checkpoint import open_checkpoint
-from transfuse.cli import app
+from transfuse.cli.common import app
+from transfuse.data.splits import DataSpec
 from transfuse.errors import InputError, TransfuseError
-from transfuse.evaluate import DataSpec
-from transfuse.recipe import Recipe, parse_recipe
+from transfuse.files.checkpoint import open_checkpoint
+from transfuse.report.records import Reference
 
 
 @dataclass(frozen=True)

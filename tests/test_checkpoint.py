@@ -15,9 +15,9 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import save, save_file
 from transformers import BertConfig, BertModel
 
-from transfuse import checkpoint
-from transfuse.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from transfuse.errors import InputError
+from transfuse.files import checkpoint
+from transfuse.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 
 BERT = {"model_type": "bert", "hidden_size": 4}
 TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}

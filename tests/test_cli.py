@@ -18,13 +18,13 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from tiny import bert, fine_tuned, planted, save
 from transfuse import Maps, TransfuseError, __version__
-from transfuse.cli import app
-from transfuse.maps import Dense
+from transfuse.cli.common import app
+from transfuse.maps.algebra import Dense
 from transfuse.matching.ascent import Ascent
-from transfuse.methods import METHODS
-from transfuse.verify import Equivalence
+from transfuse.methods.table import METHODS
+from transfuse.porting.verify import Equivalence
 
-PORT = importlib.import_module("transfuse.port")  # `transfuse.port` is the function
+PORT = importlib.import_module("transfuse.porting.port")  # `transfuse.port` is the function
 FAST = ("--null-trials", "0")
 
 

@@ -28,10 +28,11 @@ import transfuse
 from test_resizing import DRAWN
 from tiny import Model, bert, clip, fine_tuned, randomise, save, state_of, vit
 from transfuse import InputError
-from transfuse.checkpoint import open_checkpoint
-from transfuse.modelling import load_transformers
-from transfuse.models import Models, open_models
-from transfuse.vocabulary import read_vocabulary
+from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.vocabulary import read_vocabulary
+from transfuse.models.model import Models
+from transfuse.models.opening import open_models
+from transfuse.running.building import load_transformers
 from vision_families import VISION_CASES, VisionCase
 
 WORDS = [f"word{i}" for i in range(26)]

@@ -16,12 +16,12 @@ from transformers import CLIPModel, CLIPTextModelWithProjection
 
 import plain_open_clip
 from tiny_data import clip_spec
-from transfuse.cli import app
-from transfuse.convert import convert
+from transfuse.cli.common import app
 from transfuse.errors import InputError
-from transfuse.evaluate import load_live
-from transfuse.initial import InitSpec, TokenizerSpec, initialise
-from transfuse.modelling import seeded_inputs
+from transfuse.porting.convert import convert
+from transfuse.running.building import seeded_inputs
+from transfuse.running.live import load_live
+from transfuse.study.initial import InitSpec, TokenizerSpec, initialise
 from vision_families import OPEN_CLIP_FILES, VISION_CASES, Table
 
 TABLES: dict[str, Any] = {

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tiny_data import COLOURS, image, image_data, plain_data, write_images, write_texts
+from transfuse.data.splits import DataSpec, class_names, few_shot, load_split
+from transfuse.data.transforms import TRANSFORMS
 from transfuse.errors import InputError
-from transfuse.evaluate import DataSpec, class_names, few_shot, load_split
-from transfuse.evaluate.transforms import TRANSFORMS
 
 
 @pytest.fixture(scope="module")

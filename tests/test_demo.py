@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from transfuse import demo
+from transfuse.demo import run as demo
 from transfuse.errors import InputError
-from transfuse.planted import plant
+from transfuse.porting.planted import plant
 
 
 def _accuracies(result: dict[str, Any], measure: str) -> dict[tuple[str, str], float]:

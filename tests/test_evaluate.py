@@ -28,25 +28,16 @@ from tiny_data import (
     write_images,
     write_texts,
 )
-from transfuse.cli import app
+from transfuse.cli.common import app
+from transfuse.data.splits import DataSpec, load_split
+from transfuse.data.tasks import TaskSpec, load_task
 from transfuse.errors import InputError
-from transfuse.evaluate import (
-    DataSpec,
-    TaskSpec,
-    evaluate,
-    inputs,
-    load_live,
-    load_split,
-    load_task,
-    loss_of,
-    module_params,
-    prepare,
-    score_dict,
-    with_state,
-)
-from transfuse.evaluate.run import class_logits
-from transfuse.evaluate.tokens import mask_tokens
-from transfuse.train import initialise
+from transfuse.running import inputs
+from transfuse.running.inputs import prepare
+from transfuse.running.live import load_live, module_params, with_state
+from transfuse.running.scores import class_logits, evaluate, loss_of, score_dict
+from transfuse.running.tokens import mask_tokens
+from transfuse.study.train import initialise
 
 transformers: Any = library  # its classes say too little of themselves for a type checker
 ZERO_SHOT = "zero-shot-image-classification"

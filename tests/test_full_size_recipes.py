@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import full_size_data
+from transfuse.bench.recipes.reading import Recipe, load_recipe, parse_recipe, shipped_recipes
 from transfuse.bench.run import Finished, resolve, run_bench
 from transfuse.bench.store import ModelStore
-from transfuse.checkpoint import open_checkpoint
-from transfuse.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from transfuse.files.checkpoint import open_checkpoint
 
 FULL = [name for name in shipped_recipes() if not name.endswith("-small")]
 SIGNS = 43

@@ -22,25 +22,37 @@ import transfuse
 from tiny import bert, clip, fine_tuned, save, vit
 from tiny_data import prepared
 from transfuse import InputError, PortResult
-from transfuse.activations import collect, scores_of
-from transfuse.axes import parse_axes
-from transfuse.distillation import DistilOptions, distil, distil_port, scores
-from transfuse.evaluate import Inputs, Prepared, load_live
-from transfuse.functional import RIDGES, Fit, FitOptions, Teachers, chosen_ridge, fit, fit_port, student_and_tuned
-from transfuse.layout import Layout, Space, is_linear
-from transfuse.maps import Maps
-from transfuse.match import MatchOptions, match_models, open_inputs
+from transfuse.evidence.activations import collect, scores_of
+from transfuse.maps.collection import Maps
+from transfuse.maps.transport import transport
 from transfuse.matching.by_space import best_maps
-from transfuse.merge import merge
-from transfuse.methods import get_method
-from transfuse.models import Models, open_models
-from transfuse.plan import make_plan
-from transfuse.planted import PLANTED_MAPS, plant
-from transfuse.ported import PortedTensors
-from transfuse.probes import Probe
-from transfuse.sweep import blend_of
-from transfuse.taps import find_sites
-from transfuse.transport import transport
+from transfuse.methods.match import MatchOptions, match_models, open_inputs
+from transfuse.methods.table import get_method
+from transfuse.models.model import Models
+from transfuse.models.opening import open_models
+from transfuse.models.plan import make_plan
+from transfuse.porting.blend import blend_of
+from transfuse.porting.merge import merge
+from transfuse.porting.planted import PLANTED_MAPS, plant
+from transfuse.running.inputs import Prepared
+from transfuse.running.live import load_live
+from transfuse.running.probes import Probe
+from transfuse.running.taps import find_sites
+from transfuse.running.unlabelled import Inputs
+from transfuse.spaces.axes import parse_axes
+from transfuse.spaces.layout import Layout, Space, is_linear
+from transfuse.update.distillation import DistilOptions, distil, distil_port, scores
+from transfuse.update.functional import (
+    RIDGES,
+    Fit,
+    FitOptions,
+    Teachers,
+    chosen_ridge,
+    fit,
+    fit_port,
+    student_and_tuned,
+)
+from transfuse.update.ported import PortedTensors
 
 DRAWN = Inputs("synthetic", count=48)
 
@@ -420,7 +432,7 @@ def test_a_merge_of_one_is_its_port(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["functional", "distillation"])
 def test_no_model_is_changed(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read from a checkpoint may be shared, and a head that comes along starts as tuned's own."""
-    monkeypatch.setattr("transfuse.distillation.DistilOptions", partial(DistilOptions, steps=10))
+    monkeypatch.setattr("transfuse.update.distillation.DistilOptions", partial(DistilOptions, steps=10))
     base = bert(seed=0)
     tuned = fine_tuned(base, BertForSequenceClassification, num_labels=3)
     models = {"source": base, "tuned": tuned, "target": bert(seed=5)}
@@ -530,7 +542,7 @@ def test_embeddings_can_be_kept(vits: list[Path], method: str) -> None:
 
 
 def test_distillation_follows_tuned(vits: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transfuse.distillation.DistilOptions", partial(DistilOptions, steps=100, lr=3e-3))
+    monkeypatch.setattr("transfuse.update.distillation.DistilOptions", partial(DistilOptions, steps=100, lr=3e-3))
     seen, result = opened_inputs(vits), fitted(vits, method="distillation")
     tuned = logits_of(vits[1], seen)
     assert kl(logits_of(result, seen), tuned) < 0.1 * kl(logits_of(vits[2], seen), tuned)

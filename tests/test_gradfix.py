@@ -18,13 +18,16 @@ import digits
 import tiny
 from tiny_data import bert_spec, plain_data, write_texts
 from transfuse import InputError, TransfuseError, port
-from transfuse.checkpoint import open_checkpoint
-from transfuse.cli import app
-from transfuse.evaluate import LiveModel, Prepared, evaluate, load_live, load_split, prepare, score_dict, with_state
-from transfuse.evaluate.tasks import TaskSpec
-from transfuse.initial import initialise
-from transfuse.match import tensor_generator
-from transfuse.refine.gradfix import (
+from transfuse.cli.common import app
+from transfuse.data.splits import load_split
+from transfuse.data.tasks import TaskSpec
+from transfuse.files.checkpoint import open_checkpoint
+from transfuse.maps.random import tensor_generator
+from transfuse.porting.blend import Blend, blend_of, live_of
+from transfuse.running.inputs import Prepared, prepare
+from transfuse.running.live import LiveModel, load_live, with_state
+from transfuse.running.scores import evaluate, score_dict
+from transfuse.study.gradfix import (
     MaskRule,
     Tally,
     fold_positions,
@@ -36,8 +39,8 @@ from transfuse.refine.gradfix import (
     validated_alpha,
     vote_signs,
 )
-from transfuse.refine.selection import SELECTIONS, Shots, choose_shots, coreset, herding, k_medoid, pooled_features
-from transfuse.sweep import Blend, blend_of, live_of
+from transfuse.study.initial import initialise
+from transfuse.study.selection import SELECTIONS, Shots, choose_shots, coreset, herding, k_medoid, pooled_features
 
 CLASSES = ("a", "b", "c")
 TINY = 1e-6  # of a tensor's largest gradient: CLIP's plain attention has its softmax in float32 whatever the weights

@@ -12,9 +12,12 @@ import torch
 import digits
 import tiny
 from transfuse import METHODS, InputError, match
-from transfuse.evaluate import Inputs, evaluate, load_live, prepare, score_dict, with_state
-from transfuse.evaluate.tasks import TaskSpec
-from transfuse.interpolate import Curve, barrier, interpolate
+from transfuse.data.tasks import TaskSpec
+from transfuse.running.inputs import prepare
+from transfuse.running.live import load_live, with_state
+from transfuse.running.scores import evaluate, score_dict
+from transfuse.running.unlabelled import Inputs
+from transfuse.study.interpolate import Curve, barrier, interpolate
 
 LIMIT = 150
 

@@ -18,10 +18,10 @@ import layout_checks
 import transfuse
 from families import CASES, Case, State
 from transfuse.errors import InputError
-from transfuse.layouts import FAMILIES
-from transfuse.maps import Identity, Map, PerHead, Permutation
-from transfuse.models import open_models
-from transfuse.verify import relative_error
+from transfuse.families.registry import FAMILIES
+from transfuse.maps.algebra import Identity, Map, PerHead, Permutation
+from transfuse.models.opening import open_models
+from transfuse.porting.verify import relative_error
 from vision_families import VISION_CASES
 
 TABLES = tuple(case.from_table() for case in VISION_CASES)  # without the libraries; with them: test_vision_libraries.py

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from transfuse.errors import InputError
-from transfuse.maps import FORMAT_VERSION, Dense, Identity, Map, Maps, Orthogonal, PerHead, Permutation
+from transfuse.maps.algebra import Dense, Identity, Map, Orthogonal, PerHead, Permutation
+from transfuse.maps.collection import FORMAT_VERSION, Maps
 
 # (heads, units inside each): all kinds of maps of one shape can be composed.
 SHAPES = ((1, 1), (1, 4), (3, 1), (2, 3), (4, 2))

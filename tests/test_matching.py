@@ -18,19 +18,19 @@ from plain_transfusion import plain_transfusion
 from tiny import State, add_noise, bert, planted, state_of, vit
 from transfuse import Maps, match
 from transfuse.errors import InputError
-from transfuse.evidence import WeightEvidence
-from transfuse.maps import Map, PerHead, Permutation
-from transfuse.match import MatchOptions, match_models, stored_null, weight_evidence
+from transfuse.evidence.weights import WeightEvidence
+from transfuse.maps.algebra import Map, PerHead, Permutation
+from transfuse.maps.random import random_maps
+from transfuse.maps.transport import transport
 from transfuse.matching.ascent import Ascent, AscentOptions
 from transfuse.matching.heads import identity_heads, joint_heads, spectral_heads
-from transfuse.methods import get_method
-from transfuse.models import open_models
-from transfuse.planted import random_maps
-from transfuse.reference import ReferenceConfig, forward, random_state
-from transfuse.relation import relation
-from transfuse.skips import skips_of
-from transfuse.transport import transport
-from transfuse.verify import reference_error
+from transfuse.methods.match import MatchOptions, match_models, stored_null, weight_evidence
+from transfuse.methods.relation import relation
+from transfuse.methods.table import get_method
+from transfuse.models.opening import open_models
+from transfuse.porting.verify import reference_error
+from transfuse.running.reference import ReferenceConfig, forward, random_state
+from transfuse.running.skips import skips_of
 
 CONFIG = ReferenceConfig()
 SMALL = ReferenceConfig(width=16, hidden=20, layers=2)

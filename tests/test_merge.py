@@ -15,7 +15,7 @@ from transformers import BertForSequenceClassification, BertModel
 
 import tiny
 from transfuse import InputError, port
-from transfuse.merge import merge, merge_deltas
+from transfuse.porting.merge import merge, merge_deltas
 
 Deltas = list[dict[str, Tensor]]
 

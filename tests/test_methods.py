@@ -14,20 +14,22 @@ from families import CASES, Case
 from test_matching import CONFIG, planted_reference, reference
 from tiny import Model, add_noise, clip, state_of, vit
 from transfuse import Maps
-from transfuse.canonical import norm_folding, rotatable_layout
-from transfuse.checkpoint import open_checkpoint
 from transfuse.errors import InputError
-from transfuse.evaluate import Inputs
-from transfuse.layout import Layout
-from transfuse.maps import Coupling, Orthogonal, PerHead
-from transfuse.match import MatchOptions, matching_evidence, solve
+from transfuse.files.checkpoint import open_checkpoint
+from transfuse.maps.algebra import Coupling, Orthogonal, PerHead
+from transfuse.maps.random import ones_complement, random_maps
+from transfuse.maps.transport import transport
 from transfuse.matching.couplings import ACCURACY, REGULARISATION
-from transfuse.matching.procrustes import best_rotation, ones_complement
-from transfuse.methods import METHODS, get_method
-from transfuse.models import Models, open_models
-from transfuse.planted import PLANTED_MAPS, plant, random_maps
-from transfuse.transport import transport
-from transfuse.verify import check_equivalence
+from transfuse.matching.procrustes import best_rotation
+from transfuse.methods.match import MatchOptions, matching_evidence, solve
+from transfuse.methods.table import METHODS, get_method
+from transfuse.models.folding import norm_folding, rotatable_layout
+from transfuse.models.model import Models
+from transfuse.models.opening import open_models
+from transfuse.porting.planted import PLANTED_MAPS, plant
+from transfuse.porting.verify import check_equivalence
+from transfuse.running.unlabelled import Inputs
+from transfuse.spaces.layout import Layout
 
 EXACT = 1e-9
 ROTATED = [case for case in CASES if case.family in ("vit", "deit", "dinov2", "siglip", "clip", "t5", "reference")]

@@ -28,10 +28,10 @@ from transformers import (
 
 from tiny import Model, State, bert, clip, fine_tuned, planted, randomise, save, state_of, vit
 from transfuse import InputError, VerificationError, match, port
-from transfuse.modelling import Loading
-from transfuse.verify import Equivalence
+from transfuse.porting.verify import Equivalence
+from transfuse.running.building import Loading
 
-PORT = importlib.import_module("transfuse.port")  # `transfuse.port` is the function
+PORT = importlib.import_module("transfuse.porting.port")  # `transfuse.port` is the function
 EXACT = 1e-9
 IDS = torch.tensor([[3, 5, 7, 9, 11, 2], [4, 6, 8, 10, 12, 1]])
 PIXELS = torch.linspace(-1, 1, 2 * 64, dtype=torch.float64).sin().view(2, 1, 8, 8)

@@ -10,8 +10,16 @@ import pytest
 import yaml
 
 import bench_recipe
+from transfuse.bench.recipes.reading import (
+    Recipe,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    plain,
+    quick,
+    shipped_recipes,
+)
 from transfuse.errors import InputError
-from transfuse.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, plain, quick, shipped_recipes
 
 
 def changed(path: str, value: Any, content: dict[str, Any] | None = None) -> dict[str, Any]:

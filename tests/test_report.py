@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import pytest
 
 import made_results
-from transfuse.bench.records import Alignment, Failure, Metric, Results, as_json, from_json
 from transfuse.report.figures import figures_of, regime_figures
 from transfuse.report.page import SectionFigures, render
+from transfuse.report.records import Alignment, Failure, Metric, Results, as_json, from_json
 from transfuse.report.tables import SectionReport, Table, sections_of
 from transfuse.report.values import MINUS, Value, difference, mean_over, score_of, value_of
 from transfuse.report.writing import comma_separated, markdown

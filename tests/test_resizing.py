@@ -24,14 +24,15 @@ from transformers import (
 import transfuse
 from tiny import Model, State, as_models, bert, clip, fine_tuned, randomise, save, state_of, vit
 from transfuse import InputError, PortResult
-from transfuse.evaluate import Inputs
-from transfuse.inspection import inspect_models
-from transfuse.layout import is_stream
-from transfuse.maps import Maps, Rectangular
+from transfuse.maps.algebra import Rectangular
+from transfuse.maps.collection import Maps
 from transfuse.matching.heads import resized_heads
 from transfuse.matching.procrustes import best_rotation
-from transfuse.methods import METHODS
-from transfuse.resizing import partners
+from transfuse.methods.table import METHODS
+from transfuse.models.resizing import partners
+from transfuse.porting.inspection import inspect_models
+from transfuse.running.unlabelled import Inputs
+from transfuse.spaces.layout import is_stream
 
 T5: dict[str, Any] = {
     "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,

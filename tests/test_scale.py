@@ -16,11 +16,13 @@ from transformers import CLIPModel
 import digits
 import tiny
 from transfuse import InputError, TransfuseError, port
-from transfuse.evaluate import LiveModel, Prepared, evaluate, load_live, loss_of, prepare, score_dict, with_state
-from transfuse.evaluate.tasks import TaskSpec
-from transfuse.layout import part_of
-from transfuse.refine.scale import alphas_by_output, few_shot_tune, learn_scales, parts_of
-from transfuse.sweep import Blend, blend_of, live_of
+from transfuse.data.tasks import TaskSpec
+from transfuse.porting.blend import Blend, blend_of, live_of
+from transfuse.running.inputs import Prepared, prepare
+from transfuse.running.live import LiveModel, load_live, with_state
+from transfuse.running.scores import evaluate, loss_of, score_dict
+from transfuse.spaces.layout import part_of
+from transfuse.study.scale import alphas_by_output, few_shot_tune, learn_scales, parts_of
 
 
 class Setting:

@@ -15,17 +15,19 @@ from torch.nn import functional
 import transfuse
 from families import CASES
 from tiny_data import TEXTS, bert_spec, text_data, write_texts
-from transfuse.binding import bind
-from transfuse.cli import app
+from transfuse.cli.common import app
+from transfuse.data.tasks import TaskSpec
 from transfuse.errors import InputError
-from transfuse.evaluate import LiveModel, TaskSpec, evaluate, load_live, loss_of, module_params, prepare, score_dict
-from transfuse.evaluate.run import class_logits
-from transfuse.initial import InitSpec, TokenizerSpec
-from transfuse.layouts import FAMILIES
-from transfuse.maps import PerHead
-from transfuse.models import open_models
-from transfuse.planted import plant
-from transfuse.train import initialise, train, train_spec
+from transfuse.families.binding import bind
+from transfuse.families.registry import FAMILIES
+from transfuse.maps.algebra import PerHead
+from transfuse.models.opening import open_models
+from transfuse.porting.planted import plant
+from transfuse.running.inputs import prepare
+from transfuse.running.live import LiveModel, load_live, module_params
+from transfuse.running.scores import class_logits, evaluate, loss_of, score_dict
+from transfuse.study.initial import InitSpec, TokenizerSpec
+from transfuse.study.train import initialise, train, train_spec
 
 TARGETS = ["a very good film", "poor"]
 SMALL: dict[str, Any] = {

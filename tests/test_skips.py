@@ -11,15 +11,18 @@ import transformers
 from torch import Tensor, nn
 
 from families import CASES, Case, Transformers
-from transfuse.canonical import map_state
-from transfuse.layout import Layout
-from transfuse.maps import Dense, Map, Maps
-from transfuse.modelling import Unavailable, load_transformers
-from transfuse.models import Models, open_models
-from transfuse.planted import random_maps
-from transfuse.skips import memory_names, permuted_skips_of, skips_of
-from transfuse.transport import transport
-from transfuse.verify import check_equivalence, relative_error
+from transfuse.files.configs import Unavailable
+from transfuse.maps.algebra import Dense, Map
+from transfuse.maps.collection import Maps
+from transfuse.maps.random import random_maps
+from transfuse.maps.transport import transport
+from transfuse.models.folding import map_state
+from transfuse.models.model import Models
+from transfuse.models.opening import open_models
+from transfuse.porting.verify import check_equivalence, relative_error
+from transfuse.running.building import load_transformers
+from transfuse.running.skips import memory_names, permuted_skips_of, skips_of
+from transfuse.spaces.layout import Layout
 
 EXACT = 1e-9
 NAMES = (

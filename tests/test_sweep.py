@@ -12,10 +12,14 @@ from transformers import BertForSequenceClassification, ViTModel
 
 import digits
 import tiny
-from transfuse import InputError, merge, port
-from transfuse.evaluate import evaluate, load_live, prepare, score_dict
-from transfuse.evaluate.tasks import TaskSpec
-from transfuse.sweep import Blend, blend_of, check_alphas, choose_alpha, live_of, sweep
+from transfuse import InputError, port
+from transfuse.data.tasks import TaskSpec
+from transfuse.porting import merge
+from transfuse.porting.blend import Blend, blend_of, live_of
+from transfuse.running.inputs import prepare
+from transfuse.running.live import load_live
+from transfuse.running.scores import evaluate, score_dict
+from transfuse.study.sweep import check_alphas, choose_alpha, sweep
 
 
 @pytest.fixture(scope="module")

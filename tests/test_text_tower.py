@@ -12,15 +12,19 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection
 
 from tiny_data import TEXTS, TOWER, clip_spec, text_data, write_texts
-from transfuse.convert import convert
-from transfuse.evaluate import DataSpec, TaskSpec, evaluate, load_live, load_split, prepare, score_dict, with_state
-from transfuse.evaluate.tokens import texts_of
-from transfuse.initial import InitSpec, TokenizerSpec, initialise
-from transfuse.models import open_models
-from transfuse.planted import PLANTED_MAPS, plant
-from transfuse.port import port
-from transfuse.text_tower import CLIPTextModelForSequenceClassification
-from transfuse.train import TrainSpec, train
+from transfuse import port
+from transfuse.data.splits import DataSpec, load_split
+from transfuse.data.tasks import TaskSpec
+from transfuse.models.opening import open_models
+from transfuse.porting.convert import convert
+from transfuse.porting.planted import PLANTED_MAPS, plant
+from transfuse.running.inputs import prepare
+from transfuse.running.live import load_live, with_state
+from transfuse.running.scores import evaluate, score_dict
+from transfuse.running.text_tower import CLIPTextModelForSequenceClassification
+from transfuse.running.tokens import texts_of
+from transfuse.study.initial import InitSpec, TokenizerSpec, initialise
+from transfuse.study.train import TrainSpec, train
 
 WORDS = [text for texts in TEXTS.values() for text in texts]
 

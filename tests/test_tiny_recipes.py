@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import bench_recipe
+from transfuse.bench.recipes.reading import Recipe, parse_recipe
 from transfuse.bench.run import resolve, run_bench
 from transfuse.bench.store import ModelStore
-from transfuse.checkpoint import open_checkpoint
 from transfuse.errors import InputError
-from transfuse.recipe import Recipe, parse_recipe
+from transfuse.files.checkpoint import open_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,16 @@ from tiny_data import (
     write_images,
     write_texts,
 )
-from transfuse.checkpoint import open_checkpoint
-from transfuse.cli import app
+from transfuse.cli.common import app
+from transfuse.data.splits import DataSpec
+from transfuse.data.tasks import TaskSpec
 from transfuse.errors import InputError, TransfuseError
-from transfuse.evaluate import DataSpec, TaskSpec, evaluate, load_live, prepare, score_dict
-from transfuse.initial import TokenizerSpec
-from transfuse.train import InitSpec, TrainSpec, initialise, rate, shifted, train, train_spec
+from transfuse.files.checkpoint import open_checkpoint
+from transfuse.running.inputs import prepare
+from transfuse.running.live import load_live
+from transfuse.running.scores import evaluate, score_dict
+from transfuse.study.initial import TokenizerSpec
+from transfuse.study.train import InitSpec, TrainSpec, initialise, rate, shifted, train, train_spec
 
 transformers: Any = library  # its classes say too little of themselves for a type checker
 ZERO_SHOT = "zero-shot-image-classification"
@@ -78,7 +82,7 @@ def texts_task(folder: Path, **changes: Any) -> TaskSpec:
 _AGAIN = """
 import sys, json
 from pathlib import Path
-from transfuse.train import InitSpec, initialise
+from transfuse.study.initial import InitSpec, initialise
 initialise(InitSpec.model_validate_json(sys.argv[1]), sys.argv[2])
 """
 

@@ -19,15 +19,17 @@ from test_seq2seq import SMALL, t5_spec
 from tiny import fine_tuned, save
 from tiny_data import COLOURS, bert_spec, clip_spec, image, image_task, text_data, vit_spec, write_images, write_texts
 from transfuse import InputError
-from transfuse.cli import app
-from transfuse.evaluate import Inputs, LiveModel, TaskSpec, load_live, prepare
-from transfuse.evaluate.data import DataSpec
-from transfuse.evaluate.unlabelled import synthetic, unlabelled
-from transfuse.initial import initialise
-from transfuse.interpolate import interpolate
-from transfuse.match import open_inputs
-from transfuse.methods import METHODS, get_method
-from transfuse.models import open_models
+from transfuse.cli.common import app
+from transfuse.data.splits import DataSpec
+from transfuse.data.tasks import TaskSpec
+from transfuse.methods.match import open_inputs
+from transfuse.methods.table import METHODS, get_method
+from transfuse.models.opening import open_models
+from transfuse.running.inputs import prepare
+from transfuse.running.live import LiveModel, load_live
+from transfuse.running.unlabelled import Inputs, synthetic, unlabelled
+from transfuse.study.initial import initialise
+from transfuse.study.interpolate import interpolate
 from vision_families import VISION_CASES
 
 

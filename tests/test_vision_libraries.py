@@ -13,11 +13,11 @@ from transformers import CLIPModel
 
 import layout_checks
 from families import Case
-from transfuse.binding import bind
-from transfuse.convert import convert
 from transfuse.errors import InputError
-from transfuse.layouts import TIMM_VIT, find_family
-from transfuse.layouts.timm_vit import _registry_heads
+from transfuse.families.binding import bind
+from transfuse.families.registry import find_family
+from transfuse.families.tables.timm_vit import TIMM_VIT, _registry_heads
+from transfuse.porting.convert import convert
 from vision_families import VISION_CASES, VisionCase
 
 pytestmark = pytest.mark.vision

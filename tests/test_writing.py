@@ -18,10 +18,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, BertConfig, BertModel
 
-from transfuse import writing
-from transfuse.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from transfuse.errors import InputError
-from transfuse.writing import check_output, plan_like, write_checkpoint
+from transfuse.files import writing
+from transfuse.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from transfuse.files.writing import check_output, plan_like, write_checkpoint
 
 TENSORS = {name: torch.full((4, 3), float(number)) for number, name in enumerate("abcd")}
 TWO = {"model-00001-of-00002.safetensors": ["a", "b"], "model-00002-of-00002.safetensors": ["c", "d"]}

@@ -20,10 +20,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from transfuse.canonical import map_state
-from transfuse.maps import Map
-from transfuse.models import Models, open_models
-from transfuse.planted import random_maps
+from transfuse.maps.algebra import Map
+from transfuse.maps.random import random_maps
+from transfuse.models.folding import map_state
+from transfuse.models.model import Models
+from transfuse.models.opening import open_models
 
 State = dict[str, Tensor]
 Model = Any  # the classes of transformers say too little of themselves for a type checker

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from transfuse.evaluate import DataSpec, Prepared, TaskSpec
-from transfuse.train import InitSpec, TokenizerSpec
+from transfuse.data.splits import DataSpec
+from transfuse.data.tasks import TaskSpec
+from transfuse.running.inputs import Prepared
+from transfuse.study.train import InitSpec, TokenizerSpec
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 TEXTS = {

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from families import Case, Loaded, State, loaded, randomise
-from transfuse.modelling import seeded_inputs
+from transfuse.running.building import seeded_inputs
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -1,1 +1,1 @@
-"""Benchmarks from a recipe: models made and cached, every method measured, everything written down."""
+"""Running a recipe: the cache of models and measurements, jobs and processes, what is measured."""

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..maps import Maps
-from ..match import MatchOptions, match_models, stored_null
-from ..methods import METHODS
-from ..models import open_models
-from ..planted import PLANTED_MAPS
-from ..recipe import ORACLE, MethodSpec
-from ..relation import relation
-from ..verify import check_equivalence
-from .records import Alignment
+from ..maps.collection import Maps
+from ..methods.match import MatchOptions, match_models, stored_null
+from ..methods.relation import relation
+from ..methods.table import METHODS
+from ..models.opening import open_models
+from ..porting.planted import PLANTED_MAPS
+from ..porting.verify import check_equivalence
+from ..report.records import Alignment
+from .recipes.reading import ORACLE, MethodSpec
 
 
 def find_maps(source: str, target: str, method: MethodSpec, *, null_trials: int, seed: int, device: str) -> Maps:

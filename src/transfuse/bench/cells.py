@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .records import Record, as_json, from_json
+from ..report.records import Record, as_json, from_json
 from .store import digest
 
 

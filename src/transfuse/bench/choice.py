@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..methods import DEFAULT_METHOD, METHODS
-from ..recipe import CONTROLS, ORACLE, InterpolationSpec, MethodSpec, Recipe, TransportSpec
+from ..methods.table import DEFAULT_METHOD, METHODS
+from .recipes.reading import CONTROLS, ORACLE, InterpolationSpec, MethodSpec, Recipe, TransportSpec
 
 NAIVE = MethodSpec.model_validate("naive")
 ORACLE_METHOD = MethodSpec.model_construct(method="naive", name=ORACLE, options={})

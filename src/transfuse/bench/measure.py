@@ -17,24 +17,27 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import __version__
+from .._version import __version__
+from ..data.splits import Split
+from ..data.tasks import TaskSpec
 from ..errors import TransfuseError
-from ..evaluate import Inputs, LiveModel, TaskSpec, evaluate, score_dict, with_state
-from ..evaluate.data import Split
-from ..evaluate.unlabelled import SYNTHETIC
-from ..interpolate import interpolate
-from ..maps import Maps
-from ..methods import METHODS
-from ..port import PortResult, port
-from ..recipe import FINE_TUNING, ORACLE, FewShotSpec, InterpolationSpec, MethodSpec, TransportSpec, stated
-from ..refine.gradfix import MaskRule, mask_task_vector
-from ..refine.scale import alphas_by_output, few_shot_tune, learn_scales
-from ..refine.selection import choose_shots
-from ..sweep import Blend, blend_of, choose_alpha, live_of, support_state
+from ..maps.collection import Maps
+from ..methods.table import METHODS
+from ..porting.blend import Blend, blend_of, live_of
+from ..porting.port import PortResult, port
+from ..report.records import AlphaCurve, FewShot, Interpolated, Ported, Record, Reference, Scores, ZeroShot
+from ..running.live import LiveModel, with_state
+from ..running.scores import evaluate, score_dict
+from ..running.unlabelled import SYNTHETIC, Inputs
+from ..study.gradfix import MaskRule, mask_task_vector
+from ..study.interpolate import interpolate
+from ..study.scale import alphas_by_output, few_shot_tune, learn_scales
+from ..study.selection import choose_shots
+from ..study.sweep import choose_alpha, support_state
 from .alignments import are_alike, describe, find_maps
 from .cells import Cell, Done, Unfinished
 from .choice import NAIVE, SectionSpec, has_oracle, is_tested, verdict_methods, with_controls
-from .records import AlphaCurve, FewShot, Interpolated, Ported, Record, Reference, Scores, ZeroShot
+from .recipes.reading import FINE_TUNING, ORACLE, FewShotSpec, InterpolationSpec, MethodSpec, TransportSpec, stated
 from .workbench import Workbench
 
 log = logging.getLogger("transfuse.bench")

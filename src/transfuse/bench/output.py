@@ -12,9 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..errors import InputError
-from ..recipe import (
+from ..report.figures import figures_of, regime_figures
+from ..report.page import SectionFigures, render
+from ..report.records import Failure, MethodLine, Metric, Results, SectionPlan, as_json
+from ..report.style import Figure
+from ..report.tables import SectionReport, sections_of
+from ..report.writing import as_json as tables_as_json
+from ..report.writing import comma_separated, markdown
+from .cells import Done
+from .choice import has_oracle, verdict_methods, with_controls
+from .jobs import usable_cores
+from .recipes.reading import (
     CONTROLS,
     FINE_TUNING,
     ORACLE,
@@ -27,16 +37,6 @@ from ..recipe import (
     dump_recipe,
     plain,
 )
-from ..report.figures import figures_of, regime_figures
-from ..report.page import SectionFigures, render
-from ..report.style import Figure
-from ..report.tables import SectionReport, sections_of
-from ..report.writing import as_json as tables_as_json
-from ..report.writing import comma_separated, markdown
-from .cells import Done
-from .choice import has_oracle, verdict_methods, with_controls
-from .jobs import usable_cores
-from .records import Failure, MethodLine, Metric, Results, SectionPlan, as_json
 from .store import MadeModel
 
 FORMAT = 1

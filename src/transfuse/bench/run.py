@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..recipe import SECTIONS, Recipe, Section, TransportSpec, plain, quick
+from ..report.records import Failure
 from .cells import Done, Unfinished
 from .jobs import Job, Outcome, report_to_stderr, run_jobs, usable_cores
 from .measure import Regime, references
 from .output import check_output, provenance, results, write_all
-from .records import Failure
+from .recipes.reading import SECTIONS, Recipe, Section, TransportSpec, plain, quick
 from .store import MadeModel, ModelStore, default_cache
 from .tiny import tiny
 from .workbench import Settings, Workbench
@@ -153,7 +153,7 @@ def start(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     report_to_stderr(log, not settings.progress)
     # Said of every port again and again; what matters of it is in the tables.
-    logging.getLogger("transfuse.port").setLevel(logging.ERROR)
+    logging.getLogger("transfuse.porting.port").setLevel(logging.ERROR)
     _quiet_libraries()
     _BENCH[:] = [Workbench(settings)]
 
@@ -184,12 +184,12 @@ def _quiet_libraries() -> None:
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    level = logging.getLogger("transfuse.port").level
+    level = logging.getLogger("transfuse.porting.port").level
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        logging.getLogger("transfuse.port").setLevel(level)
+        logging.getLogger("transfuse.porting.port").setLevel(level)
         _BENCH.clear()
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ..checkpoint import open_checkpoint
-from ..convert import convert
+from ..data.splits import DataSpec, data_place
 from ..errors import InputError
-from ..evaluate.data import DataSpec, data_place
-from ..initial import initialise
-from ..planted import plant
-from ..recipe import ConvertSpec, ModelSpec, Recipe, stated
-from ..train import train
+from ..files.checkpoint import open_checkpoint
+from ..porting.convert import convert
+from ..porting.planted import plant
+from ..study.initial import initialise
+from ..study.train import train
+from .recipes.reading import ConvertSpec, ModelSpec, Recipe, stated
 
 FORMAT = 1  # raised when what models or cells hold changes, defaults included
 _ABOUT = "made.json"

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..data.splits import DataSpec, Split, class_names, data_place, load_split
+from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec
 from ..errors import InputError
-from ..evaluate.data import DataSpec, Split, class_names, data_place, load_split
-from ..evaluate.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec
-from ..initial import InitSpec, TokenizerSpec
-from ..recipe import FewShotSpec, InterpolationSpec, Limits, MethodSpec, ModelSpec, Recipe, TransportSpec
-from ..train import TrainSpec
+from ..study.initial import InitSpec, TokenizerSpec
+from ..study.train import TrainSpec
+from .recipes.reading import FewShotSpec, InterpolationSpec, Limits, MethodSpec, ModelSpec, Recipe, TransportSpec
 
 ROWS = 24
 STEPS = 2

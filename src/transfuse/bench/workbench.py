@@ -14,11 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint, open_checkpoint
-from ..evaluate import LiveModel, Prepared, Scores, TaskSpec, evaluate, load_live, prepare, score_dict, with_state
-from ..evaluate.data import Split
-from ..recipe import Recipe, Section, parse_recipe, stated
+from ..data.splits import Split
+from ..data.tasks import TaskSpec
+from ..files.checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint, open_checkpoint
+from ..running.inputs import Prepared, prepare
+from ..running.live import LiveModel, load_live, with_state
+from ..running.scores import Scores, evaluate, score_dict
 from .cells import CellStore
+from .recipes.reading import Recipe, Section, parse_recipe, stated
 from .store import ModelStore, data_fingerprint
 
 Value = TypeVar("Value")

@@ -48,8 +48,8 @@ from .options import (
 @inputs_of_task
 @common
 def interpolate(source: str, target: str, task: str, points: int, **options: Any) -> None:
-    from ..evaluate.tasks import load_task
-    from ..interpolate import interpolate as run
+    from ..data.tasks import load_task
+    from ..study.interpolate import interpolate as run
 
     as_json, rest = set_up(options)
     lambdas = [i / (points - 1) for i in range(points)]
@@ -83,9 +83,9 @@ def interpolate(source: str, target: str, task: str, points: int, **options: Any
 def sweep(
     source: str, tuned: str, target: str, task: str, support: str | None, alphas: str | None, **options: Any
 ) -> None:
-    from ..evaluate.tasks import load_task
-    from ..sweep import ALPHAS
-    from ..sweep import sweep as run
+    from ..data.tasks import load_task
+    from ..study.sweep import ALPHAS
+    from ..study.sweep import sweep as run
 
     as_json, rest = set_up(options)
     found = run(
@@ -129,8 +129,8 @@ def sweep(
 @inputs_of_task
 @common
 def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> None:
-    from ..evaluate.tasks import load_task
-    from ..refine.scale import scale as run
+    from ..data.tasks import load_task
+    from ..study.scale import scale as run
 
     as_json, rest = set_up(options)
     result = run(source, tuned, target, load_task(task), **rest)
@@ -195,9 +195,9 @@ def scale(source: str, tuned: str, target: str, task: str, **options: Any) -> No
 @inputs_of_task
 @common
 def refine(source: str, tuned: str, target: str, task: str, alpha: str, alphas: str | None, **options: Any) -> None:
-    from ..evaluate.tasks import load_task
-    from ..refine.gradfix import refine as run
-    from ..sweep import ALPHAS
+    from ..data.tasks import load_task
+    from ..study.gradfix import refine as run
+    from ..study.sweep import ALPHAS
 
     as_json, rest = set_up(options)
     rest["alpha"] = "cv" if alpha == "cv" else _number(alpha)
@@ -230,7 +230,7 @@ def refine(source: str, tuned: str, target: str, task: str, alpha: str, alphas: 
 @inputs_options
 @common
 def merge(source: str, tuned: tuple[str, ...], target: str, **options: Any) -> None:
-    from ..merge import merge as run
+    from ..porting.merge import merge as run
 
     as_json, rest = set_up(options)
     result = run(source, target, tuned, **rest)

@@ -62,8 +62,8 @@ def _numbers(_: Any, __: Any, text: str | None) -> list[int] | None:
 @click.option("--json", "as_json", is_flag=True, help="Print result.json on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 def bench(recipe: str | None, out: Path | None, list_them: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    from ..bench.recipes.reading import load_recipe, shipped_recipes
     from ..bench.run import resolve, run_bench
-    from ..recipe import load_recipe, shipped_recipes
 
     if list_them:
         click.echo("\n".join(f"{name:<32} {load_recipe(name).title}" for name in shipped_recipes()))

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .. import __version__
+from .._version import __version__
 from ..errors import TransfuseError
 
 MODELS = """
@@ -84,7 +84,7 @@ def _inputs(options: dict[str, Any]) -> Any:
     data_dir = options["data_dir"] if "task" in click.get_current_context().params else options.pop("data_dir")
     if given is None:
         return None
-    from ..evaluate import Inputs
+    from ..running.unlabelled import Inputs
 
     return Inputs(given, count=count, data_dir=data_dir)
 
@@ -93,7 +93,7 @@ def _labelled(options: dict[str, Any]) -> Any:
     given, per_class = options["labelled"], options.pop("per_class")
     if given is None:
         return None
-    from ..auto import Labelled
+    from ..methods.auto import Labelled
 
     return Labelled(given, per_class, options["data_dir"])
 

@@ -28,7 +28,7 @@ from .options import json_option, output_options
 @click.option("--tower", type=click.Choice(["text"]), help="This tower with its projection alone.")
 @json_option
 def convert(model: str, out: Path, as_json: bool, **options: Any) -> None:
-    from ..convert import convert as run
+    from ..porting.convert import convert as run
 
     print_report(run(model, out, **options), as_json, _text)
 

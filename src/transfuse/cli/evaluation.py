@@ -40,8 +40,11 @@ _running = options_of(
 @split_option
 @_running
 def evaluate(model: str, task: str, split: Any, data_dir: Path | None, **options: Any) -> None:
-    from ..evaluate import evaluate as run
-    from ..evaluate import load_live, load_task, prepare, score_dict
+    from ..data.tasks import load_task
+    from ..running.inputs import prepare
+    from ..running.live import load_live
+    from ..running.scores import evaluate as run
+    from ..running.scores import score_dict
 
     as_json, rest = set_up(options)
     spec = load_task(task)
@@ -79,8 +82,8 @@ def evaluate(model: str, task: str, split: Any, data_dir: Path | None, **options
 @click.option("--shots", type=int, help="Rows of each class to train on.  [default: all]")
 @_running
 def finetune(base: str, out: Path, task: str, data_dir: Path | None, force: bool, **options: Any) -> None:
-    from ..evaluate import load_task
-    from ..train import train, train_spec
+    from ..data.tasks import load_task
+    from ..study.train import train, train_spec
 
     as_json, rest = set_up(options)
     progress, device = rest.pop("progress"), rest.pop("device")

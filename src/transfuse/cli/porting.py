@@ -43,7 +43,7 @@ from .text import equivalence_text, inspect_text, match_text, methods_text, port
 @matching
 @common
 def inspect(source: str, tuned: str | None, target: str | None, **options: Any) -> None:
-    from ..inspection import inspect_models
+    from ..porting.inspection import inspect_models
 
     as_json, rest = set_up(options)
     report = inspect_models(source, tuned, target, **rest)
@@ -66,11 +66,11 @@ def inspect(source: str, tuned: str | None, target: str | None, **options: Any) 
 @inputs_options
 @common
 def match(source: str, target: str, out: Path, force: bool, null_trials: int, **options: Any) -> None:
-    from ..maps import check_maps_output
-    from ..match import MatchOptions, match_models, open_inputs, stored_null
-    from ..methods import get_method
-    from ..models import open_models
-    from ..relation import relation
+    from ..maps.collection import check_maps_output
+    from ..methods.match import MatchOptions, match_models, open_inputs, stored_null
+    from ..methods.relation import relation
+    from ..methods.table import get_method
+    from ..models.opening import open_models
 
     as_json, rest = set_up(options)
     check_maps_output(out, force=force)
@@ -113,7 +113,7 @@ def match(source: str, target: str, out: Path, force: bool, null_trials: int, **
 @inputs_options
 @common
 def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, **options: Any) -> None:
-    from ..port import port as run
+    from ..porting.port import port as run
 
     as_json, rest = set_up(options)
     if out is None and not dry_run:
@@ -140,9 +140,9 @@ def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, 
 @common
 def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> None:
     from ..errors import VerificationError
-    from ..maps import Maps
-    from ..models import open_models
-    from ..verify import check_equivalence
+    from ..maps.collection import Maps
+    from ..models.opening import open_models
+    from ..porting.verify import check_equivalence
 
     as_json, rest = set_up(options)
     found = Maps.load(maps)
@@ -172,7 +172,7 @@ def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> N
 def methods(as_json: bool) -> None:
     from dataclasses import asdict
 
-    from ..methods import METHODS
+    from ..methods.table import METHODS
 
     print_report({name: asdict(row) for name, row in METHODS.items()}, as_json, methods_text)
 
@@ -189,7 +189,7 @@ def methods(as_json: bool) -> None:
 @json_option
 @quiet_option
 def demo(out: Path, seed: int, as_json: bool, quiet: bool) -> None:
-    from ..demo import run_demo
+    from ..demo.run import run_demo
 
     def say(line: str) -> None:
         if not quiet:

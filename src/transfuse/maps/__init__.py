@@ -1,19 +1,5 @@
-"""What carries the units of one model onto the units of another: the algebra of maps, and maps for a whole model."""
+"""The algebra of maps: what carries the units of one model onto the units of another.
 
-from .algebra import Coupling, Dense, Identity, Map, Orthogonal, PerHead, Permutation, Rectangular, map_from_tensors
-from .collection import FORMAT_VERSION, Maps, check_maps_output
-
-__all__ = [
-    "FORMAT_VERSION",
-    "Coupling",
-    "Dense",
-    "Identity",
-    "Map",
-    "Maps",
-    "Orthogonal",
-    "PerHead",
-    "Permutation",
-    "Rectangular",
-    "check_maps_output",
-    "map_from_tensors",
-]
+`algebra` has the kinds of map (identity, permutation, orthogonal, dense, coupling, rectangular, per head),
+`collection` all maps of a model and their file, `transport` the contraction of a tensor with them, `random` drawn ones.
+"""

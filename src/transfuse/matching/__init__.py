@@ -1,1 +1,1 @@
-"""Matchers: from evidence to the best element of a group, by coordinate ascent."""
+"""From cross-moments to maps: assignment, Procrustes, the two-level step for heads, coordinate ascent, couplings."""

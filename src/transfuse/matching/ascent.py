@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import TransfuseError
-from ..evidence import WeightEvidence
-from ..layout import forward_position
-from ..maps import Map, Orthogonal, PerHead, Permutation
+from ..evidence.weights import WeightEvidence
+from ..maps.algebra import Map, Orthogonal, PerHead, Permutation
+from ..spaces.layout import forward_position
 from .assignment import best_permutation, permutation_score
 from .heads import head_blocks, identity_heads, inner_maps, joint_heads, spectral_heads
 from .procrustes import best_rotation

@@ -8,8 +8,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..layout import Layout, Space
-from ..maps import Map, Orthogonal, PerHead, Permutation, Rectangular
+from ..maps.algebra import Map, Orthogonal, PerHead, Permutation, Rectangular
+from ..spaces.layout import Layout, Space
 from .assignment import best_permutation
 from .heads import identity_heads, inner_maps, joint_heads, resized_heads
 from .procrustes import best_rotation

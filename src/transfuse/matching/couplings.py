@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..evidence import WeightEvidence
-from ..layout import forward_position
-from ..maps import Coupling, Map
+from ..evidence.weights import WeightEvidence
+from ..maps.algebra import Coupling, Map
+from ..spaces.layout import forward_position
 
 # The value is that of the authors' code; here it is a share of the largest cost, so that it means the same for every
 # space. Distances between rows of many weights are nearly equal, so this is soft, also between models that agree.

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..maps import Map, Orthogonal, PerHead, Permutation, Rectangular
+from ..maps.algebra import Map, Orthogonal, PerHead, Permutation, Rectangular
 from .assignment import best_permutation, permutation_score
 from .procrustes import best_rotation
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..maps.random import ones_complement
+
 
 def best_rotation(scores: Tensor, *, keep_ones: bool = False) -> Tensor:
     """The orthogonal matrix T with the largest <scores, T>.
@@ -23,12 +25,6 @@ def best_rotation(scores: Tensor, *, keep_ones: bool = False) -> Tensor:
         return _polar(scores)
     basis = ones_complement(size)
     return (1 / size + basis @ _polar(basis.T @ scores @ basis) @ basis.T).contiguous()
-
-
-def ones_complement(size: int) -> Tensor:
-    """An orthonormal basis of the vectors with mean zero: float64 (size, size - 1)."""
-    eye = torch.eye(size, dtype=torch.float64)
-    return torch.linalg.qr(eye[:, :-1] - 1 / size)[0]
 
 
 # From here on a decomposition in float64 takes minutes, and one in float32 is as good for what is measured.

@@ -1,1 +1,1 @@
-"""What a benchmark found, as tables, figures and one page."""
+"""Records of a benchmark -> verdicts, tables, figures, one HTML page. Nothing is measured here, no model is opened."""

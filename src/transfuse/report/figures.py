@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..bench.records import AlphaCurve, FewShot, Interpolated, Metric, Ported, Results, Scores, SectionPlan, ZeroShot
-from ..layout import tower_of
+from ..spaces.layout import tower_of
+from .records import AlphaCurve, FewShot, Interpolated, Metric, Ported, Results, Scores, SectionPlan, ZeroShot
 from .style import Figure, Look, add_legend, drawing, finished, looks_of, new_figure, points
 from .tables import Lookup, RegimeReport, SectionReport, picked
 from .values import Value, difference, score_of, unit_of, value_of

@@ -9,8 +9,8 @@ from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from ..bench.records import Results
-from ..evaluate.extras import need
+from ..data.extras import need
+from .records import Results
 from .style import Figure
 from .tables import Cell, Column, RegimeReport, SectionReport, Table
 from .values import MINUS, Value

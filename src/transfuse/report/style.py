@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluate.extras import need
+from ..data.extras import need
 
 # Okabe and Ito; a method has the same look in every figure.
 _LOOKS = {

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..bench.records import (
+from .records import (
     AlphaCurve,
     FewShot,
     Interpolated,

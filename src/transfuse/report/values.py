@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..bench.records import Metric, Scores
+from .records import Metric, Scores
 
 MINUS = "\u2212"
 _DIGITS = {"points": 1, "z": 1, "alpha": 2}  # others 3

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..bench.records import Alignment, Results, SectionPlan
-from ..relation import TEXTS
+from ..methods.relation import TEXTS
+from .records import Alignment, Results, SectionPlan
 from .values import Value, value_of
 
 NOT_TESTED = "not-tested"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..bench.records import Results
+from .records import Results
 from .tables import Cell, Column, SectionReport, Table
 from .values import Value
 from .verdicts import Verdict, counted

@@ -1,0 +1,264 @@
+"""Activations as evidence: what two bases compute on the same inputs, as cross-moments of every space.
+
+For a space s, M_s = sum over inputs of <target activation i, source activation j>, both centred, of all modules whose
+output lies in s or that read it, each in units of its own spread. Unlike weights, activations say which unit is which
+without any other map, so one pass over the inputs is enough. Nothing but the moments is kept: memory does not grow with
+the inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..maps.algebra import Map, Rectangular
+from ..maps.transport import part_slices
+from ..matching.by_space import best_maps
+from ..methods.table import Method
+from ..models.folding import norm_folding, rotatable_layout
+from ..models.model import Models
+from ..running.inputs import Prepared
+from ..running.probes import Probe, batches, probe_of_model, probe_of_source, rows_of
+from ..running.taps import Seen, Site
+from ..spaces.layout import Layout, Space, is_stream, of_module
+
+
+@dataclass
+class Moments:
+    """Running sums over rows of (target, source) activations.
+
+    Attributes:
+        rows: how many were seen.
+        target, source: sums, (units,) float64.
+        cross: sum of outer products, (target units, source units).
+        squares: sums of squared norms, of target and of source.
+    """
+
+    rows: int = 0
+    target: Tensor = field(default_factory=lambda: torch.zeros(0))
+    source: Tensor = field(default_factory=lambda: torch.zeros(0))
+    cross: Tensor = field(default_factory=lambda: torch.zeros(0))
+    squares: tuple[float, float] = (0.0, 0.0)
+
+    def add(self, target: Tensor, source: Tensor) -> None:
+        """Adds (rows, units) of both models on the same inputs; products in their dtype, sums in float64."""
+        self.rows += len(target)
+        if not self.cross.numel():
+            self.target, self.source, self.cross = zeros(target, 1), zeros(source, 1), zeros(target, 1, source)
+        self.target += target.sum(0)
+        self.source += source.sum(0)
+        self.cross += target.T @ source
+        squares = (float(one.square().sum(dtype=torch.float64)) for one in (target, source))
+        self.squares = (self.squares[0] + next(squares), self.squares[1] + next(squares))
+
+    @property
+    def spreads(self) -> tuple[float, float]:
+        """Sums of squared distances to the mean, of target and of source."""
+        left, right = (
+            max(total - float(one.square().sum()) / self.rows, 0.0)
+            for total, one in zip(self.squares, (self.target, self.source), strict=True)
+        )
+        return left, right
+
+    def normalised(self) -> Tensor:
+        """Centred cross-moments over the product of both spreads: nuclear norm 1 where a rotation fits exactly."""
+        left, right = self.target / self.rows, self.source / self.rows
+        centred = self.cross - self.rows * torch.outer(left, right)
+        scale = (self.spreads[0] * self.spreads[1]) ** 0.5
+        return (centred / scale if scale > 0 else torch.zeros_like(centred)).cpu()
+
+
+def zeros(x: Tensor, dim: int, other: Tensor | None = None) -> Tensor:
+    """Float64 zeros as long as a dimension of x, or (as long, as long as that of another tensor), beside x."""
+    shape = (x.shape[dim],) if other is None else (x.shape[dim], other.shape[dim])
+    return torch.zeros(shape, dtype=torch.float64, device=x.device)
+
+
+def match_activations(
+    models: Models, method: Method, inputs: Prepared, *, tie_qkv: bool, device: str, progress: bool
+) -> tuple[dict[str, Map], dict[str, Any]]:
+    """The maps of a method that goes by activations, and what there is to say about them.
+
+    Args:
+        models: the two bases.
+        method: its row says which spaces there are, and from which group their maps come.
+        inputs: unlabelled.
+
+    Returns:
+        Space -> map; and a report: by space, what share of the two spreads the map brings together (1: source's
+        activations are target's, moved).
+
+    Raises:
+        InputError: a base cannot be run here.
+    """
+    form = activation_form(models, method, tie_qkv=tie_qkv)
+    source, target = (
+        probe_of_source(models.source, models, device),
+        probe_of_model(models.target, models.layout, device),
+    )
+    evidence = collect(
+        source, target, form, inputs, spaces=models.resizing and models.resizing.spaces, progress=progress
+    )
+    scores = {space: one for space, one in scores_of(evidence).items() if space in form.spaces}
+    maps = best_maps(scores, form, method.group, models.resizing and models.resizing.heads)
+    if models.resizing is not None and method.transport == "fit":
+        maps = {space: _scaled(one, form.spaces[space], models, evidence.get(space)) for space, one in maps.items()}
+    known = [space for space in maps if space in scores]
+    fits = {space: float((maps[space].matrix() * scores[space]).sum()) / len(evidence[space]) for space in known}
+    return maps, {"examples": len(inputs), "alignment": fits}
+
+
+def _scaled(found: Map, space: Space, models: Models, moments: Mapping[str, Moments] | None) -> Map:
+    """A map between different numbers of units, times the ratio of the spreads of both.
+
+    Of queries and keys instead so that their products keep their size: those are divided by the root of a head's width.
+    """
+    if not isinstance(found, Rectangular) or not moments:
+        return found
+    if re.search(r"/(qk|head)\b", space.name):
+        assert models.resizing is not None
+        widths = space.size / (space.heads or 1), found.source_size / (models.resizing.heads(space.name) or 1)
+        return Rectangular(found.weight * (widths[0] / widths[1]) ** 0.25)
+    spreads = torch.tensor([one.spreads for one in moments.values()]).sum(0)
+    return Rectangular(found.weight * (spreads[0] / spreads[1].clamp_min(1e-30)).sqrt())
+
+
+def activation_form(models: Models, method: Method, *, tie_qkv: bool) -> Layout:
+    """The layout that a method which goes by activations is matched in."""
+    form = models.layout.with_ties(streams=method.streams, tie_qkv=tie_qkv, flat_heads=method.heads == "flat")
+    if method.group != "orthogonal":
+        return form
+    return rotatable_layout(form, norm_folding(models.layout, [models.source, models.target]))
+
+
+Evidence = dict[str, dict[str, Moments]]
+"""Space -> module -> moments."""
+
+
+def collect(
+    source: Probe,
+    target: Probe,
+    form: Layout,
+    inputs: Prepared,
+    *,
+    names: Collection[str] | None = None,
+    spaces: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> Evidence:
+    """Runs both bases on the same inputs, batch by batch.
+
+    Args:
+        source, target: the bases.
+        form: the layout that maps are sought for, as from `activation_form`.
+        inputs: unlabelled.
+        names: of the sites that are looked at; None: all.
+        spaces: space of target -> space of source, where source has another width or depth.
+
+    Returns:
+        Moments of all spaces that the inputs reach.
+    """
+    found: Evidence = {}
+    shared = [name for name in target.sites if name in source.sites and (names is None or name in names)]
+    if not shared:
+        return found
+    starts = _starts(target, source, shared, spaces or {}) if names is None else []
+    seen_there, seen_here = [*shared, *(one for _, _, one in starts)], [*shared, *(one for _, one, _ in starts)]
+    size = target.size_of(inputs, seen_here)
+    for batch in tqdm(
+        batches(inputs, size), total=-(-len(inputs) // size), desc="activations", unit="batch", disable=not progress
+    ):
+        mask = batch.get("attention_mask")
+        right, left = source.see(batch, seen_there), target.see(batch, seen_here)
+        for space, mine, its in starts:
+            if mine in left and its in right:
+                _add(found, space, mine, (left[mine].carry, right[its].carry), mask)
+        for name in shared:
+            if name in left and name in right:
+                sites = target.sites[name], source.sites[name]
+                begins = spaces is None or spaces.get(str(sites[0].carried)) == sites[1].carried
+                for space, pair in _activations(form, sites, left[name], right[name], begins=begins):
+                    _add(found, space, name, pair, mask)
+    return found
+
+
+def _add(
+    found: Evidence, space: str, name: str, pair: tuple[Tensor | None, Tensor | None], mask: Tensor | None
+) -> None:
+    target, source = pair
+    if target is not None and source is not None:
+        if target.shape[:-1] != source.shape[:-1]:
+            raise InputError(
+                f"at {name!r} target sees {tuple(target.shape[:-1])} rows and source {tuple(source.shape[:-1])}: they "
+                "cut one input into other pieces (register tokens, for one), so nothing corresponds"
+            )
+        found.setdefault(space, {}).setdefault(name, Moments()).add(rows_of(target, mask), rows_of(source, mask))
+
+
+def _starts(
+    target: Probe, source: Probe, shared: Collection[str], spaces: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """Where sums correspond but the layers behind them do not, as before all layers.
+
+    Returns:
+        (space, a site of target that adds to it, one of source).
+    """
+    known = {
+        target.sites[n].carried for n in shared if spaces.get(str(target.sites[n].carried)) == source.sites[n].carried
+    }
+    found = []
+    for space, partner in spaces.items():
+        mine = next((name for name, site in target.sites.items() if site.carried == space), None)
+        its = next((name for name, site in source.sites.items() if site.carried == partner), None)
+        if space not in known and mine is not None and its is not None:
+            found.append((space, mine, its))
+    return found
+
+
+def scores_of(evidence: Evidence) -> dict[str, Tensor]:
+    """Space -> its cross-moments (target units, source units), every module in units of its own spread."""
+    return {
+        space: torch.stack([one.normalised() for one in found.values()]).sum(0) for space, found in evidence.items()
+    }
+
+
+def _activations(
+    form: Layout, sites: tuple[Site, Site], target: Seen, source: Seen, *, begins: bool
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """(space, (target's, source's)) of all that is seen at a site.
+
+    Args:
+        sites: target's and source's.
+        begins: whether the sum before the module is the same one in both.
+    """
+    site = sites[0]
+    axes = form.params[site.name]
+    if embeds(form, site.name):
+        yield site.name, (target.y, source.y)
+    sizes = {name: space.size for name, space in form.spaces.items()}
+    for dim, axis in enumerate(axes.dims or ()):
+        for space, start, length in ((p.space, *where) for p, *where in part_slices(axis, site.widths[dim], sizes)):
+            if space is None or not form.spaces[space].moves or (dim in axes.inputs and is_stream(space)):
+                continue  # the stream is seen where modules add to it
+            if dim in axes.inputs:
+                pair = target.x, source.x
+            elif of_module(space):
+                pair = target.own, source.own
+            else:
+                pair = target.y, source.y
+            its_start, its_length = (n * sites[1].widths[dim] // site.widths[dim] for n in (start, length))
+            yield space, (pair[0].narrow(-1, start, length), pair[1].narrow(-1, its_start, its_length))
+    carries = target.carry, source.carry
+    if begins and site.carried in form.spaces and carries[0] is not None and carries[1] is not None:
+        yield str(site.carried), (carries[0], carries[1])
+
+
+def embeds(form: Layout, name: str) -> bool:
+    """Whether a module gives a joint embedding: public, but in coordinates of each model's own (CLIP's projections)."""
+    return name.split(".")[-2].endswith("_projection") and not form.params[name].outputs_only().spaces

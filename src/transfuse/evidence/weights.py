@@ -1,0 +1,199 @@
+"""Weights as evidence that unit j of source is unit i of target.
+
+For a space s, M_s = sum over all tensors that hold it of <target row i, source row j>, every other axis already mapped.
+The objective F(T) = sum over tensors of <target, T source> is what coordinate ascent climbs (Ainsworth et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..maps.transport import SpaceMaps, part_slices, transport
+from ..spaces.axes import Axes
+from ..spaces.layout import Layout
+
+Reader = Callable[[str], Tensor]
+
+
+class Products(NamedTuple):
+    """Of one tensor: <target, T source>, |target|^2, |T source|^2, and whether it is a matrix or more."""
+
+    both: float
+    target: float
+    source: float
+    is_matrix: bool
+
+
+def cosine(products: Iterable[Products]) -> float:
+    """Cosine between target and mapped source over matrices; norm gains and biases are near-constant, so left out."""
+    chosen = [one for one in products if one.is_matrix]
+    both, target, source = (sum(one[i] for one in chosen) for i in range(3))
+    return both / (target * source) ** 0.5 if target and source else 0.0
+
+
+class WeightEvidence:
+    """Cross-moments of two sets of weights. Tensors are read when needed and never kept.
+
+    Args:
+        layout: the layout in the form that is matched (streams tied or not).
+        source, target: read a tensor by its canonical name.
+        names: tensors that both have.
+        device: where the products are computed.
+    """
+
+    def __init__(
+        self, layout: Layout, source: Reader, target: Reader, names: Iterable[str], device: str | torch.device = "cpu"
+    ):
+        self.layout, self.source, self.target = layout, source, target
+        self.names = tuple(names)
+        self.device = torch.device(device)
+        self.sizes = {name: space.size for name, space in layout.spaces.items()}
+        self._holders: dict[str, list[str]] = {}
+        self._fixed: dict[str, Tensor] = {}
+        for name in self.names:
+            for space in layout.params[name].spaces:
+                self._holders.setdefault(space, []).append(name)
+
+    def against(self, target: Reader) -> WeightEvidence:
+        """The same evidence with another target (for the null test)."""
+        return WeightEvidence(self.layout, self.source, target, self.names, self.device)
+
+    def holders(self, space: str) -> list[str]:
+        """Tensors of both models that have an axis in `space`."""
+        return self._holders.get(space, [])
+
+    def others(self, name: str, space: str) -> frozenset[str]:
+        """The spaces whose maps a tensor's part of M_s depends on: those of its other axes."""
+        dims = self.layout.params[name].dims or ()
+        held = [frozenset(part.space for part in axis.parts if part.space) for axis in dims]
+        beside = [spaces for spaces in held if space not in spaces] if not self.holds_twice(name, space) else held
+        return frozenset(s for s in frozenset().union(*beside) if self.layout.spaces[s].moves)
+
+    def cross(self, space: str, maps: SpaceMaps, *, known: frozenset[str] | None = None, rows: bool = False) -> Tensor:
+        """M_s, shape (size, size) float64: entry (i, j) speaks for source unit j being target unit i.
+
+        Args:
+            maps: the maps of all other spaces.
+            known: if given, tensors whose products depend on a map outside this set are left out (anchored start).
+            rows: only tensors whose output axis holds the space (the paper's eq. 9 sees q, k, v but not o).
+        """
+        size = self.sizes[space]
+        total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+        for name in self.holders(space):
+            others = self.others(name, space)
+            if (others or rows) and (known is None or others <= known):
+                total += self._cross_of(name, space, maps, rows)
+        return total if rows else total + self._fixed_cross(space)
+
+    def row_squares(self, space: str, maps: SpaceMaps) -> tuple[Tensor, Tensor]:
+        """Squared norms, (size,) float64 each, of the rows that `cross(rows=True)` multiplies: of target, of source."""
+        totals = [torch.zeros(self.sizes[space], dtype=torch.float64, device=self.device) for _ in range(2)]
+        for name in self.holders(space):
+            axes = self.layout.params[name]
+            target, source = self._pair(name)
+            for dim, axis in enumerate(axes.dims or ()):
+                if dim in axes.inputs:
+                    continue
+                for side, tensor in enumerate((target, transport(source, axes, maps, skip=dim))):
+                    for part, start, length in part_slices(axis, target.shape[dim], self.sizes):
+                        if part.space == space:
+                            rows = _unfold(tensor.narrow(dim, start, length), dim)
+                            totals[side] += rows.double().square().sum(1)
+        return totals[0], totals[1]
+
+    def _fixed_cross(self, space: str) -> Tensor:
+        """The part of M_s that no map changes, read once: embeddings, biases, norms, heads in public coordinates."""
+        if space not in self._fixed:
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for name in self.holders(space):
+                if not self.others(name, space):
+                    total = total + self._cross_of(name, space, {}, rows=False)
+            self._fixed[space] = total
+        return self._fixed[space]
+
+    def holds_twice(self, name: str, space: str) -> bool:
+        """Whether two axes of a tensor hold the space, so that the objective is quadratic in its map."""
+        dims = self.layout.params[name].dims or ()
+        return sum(any(part.space == space for part in axis.parts) for axis in dims) > 1
+
+    def value(self, maps: SpaceMaps, names: Iterable[str] | None = None) -> float:
+        """F(T) over all tensors, or over `names`."""
+        total = 0.0
+        for name in self.names if names is None else names:
+            target, source = self._pair(name)
+            total += float((target * transport(source, self.layout.params[name], maps)).sum(dtype=torch.float64))
+        return total
+
+    def products(self, maps: SpaceMaps) -> dict[str, Products]:
+        """Inner products of target and mapped source, tensor by tensor, in one pass over both."""
+        found = {}
+        for name in self.names:
+            target, source = self._pair(name)
+            moved = transport(source, self.layout.params[name], maps)
+            pairs = ((target, moved), (target, target), (moved, moved))
+            both, left, right = (float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
+            found[name] = Products(both, left, right, target.ndim > 1)
+        return found
+
+    def spectra(self, space: str, *, output: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Singular values of every head's block, for each projection: lists of (heads, k) for target and source.
+
+        Invariant to any permutation inside the blocks and of the stream (Rinaldi et al. 2025, appendix A.1), so they
+        are needed once.
+
+        Args:
+            space: a space inside heads.
+            output: whether the output projection's blocks count too (the paper takes q, k and v).
+        """
+        target, source = [], []
+        for name in self.holders(space):
+            axes = self.layout.params[name]
+            if axes.dims is None or len(axes.dims) < 2:
+                continue
+            for pair in self._blocks(name, axes, space, output=output):
+                target.append(torch.linalg.svdvals(pair[0]))
+                source.append(torch.linalg.svdvals(pair[1]))
+        return target, source
+
+    def _blocks(self, name: str, axes: Axes, space: str, *, output: bool) -> list[list[Tensor]]:
+        heads = self.layout.spaces[space].heads or 1
+        found = []
+        for dim, axis in enumerate(axes.dims or ()):
+            if dim in axes.inputs and not output:
+                continue
+            pair = self._pair(name)
+            for part, start, length in part_slices(axis, pair[0].shape[dim], self.sizes):
+                if part.space == space:
+                    rows = [_unfold(t.narrow(dim, start, length), dim) for t in pair]
+                    found.append([t.double().unflatten(0, (heads, -1)) for t in rows])
+        return found
+
+    def _cross_of(self, name: str, space: str, maps: SpaceMaps, rows: bool) -> Tensor:
+        axes = self.layout.params[name]
+        target, source = self._pair(name)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for dim, axis in enumerate(axes.dims or ()):
+            if (rows and dim in axes.inputs) or all(part.space != space for part in axis.parts):
+                continue
+            moved = transport(source, axes, maps, skip=dim)
+            for part, start, length in part_slices(axis, target.shape[dim], self.sizes):
+                if part.space == space:
+                    left, right = (_unfold(t.narrow(dim, start, length), dim) for t in (target, moved))
+                    total = total + (left @ right.T).double()
+        return total
+
+    def _pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """Target and source tensor, on the device, in float64 if either is, else float32."""
+        target, source = self.target(name), self.source(name)
+        double = torch.float64 in (target.dtype, source.dtype)
+        dtype = torch.float64 if double else torch.float32
+        return target.to(self.device, dtype), source.to(self.device, dtype)
+
+
+def _unfold(x: Tensor, dim: int) -> Tensor:
+    """(n along `dim`, everything else)."""
+    return x.movedim(dim, 0).reshape(x.shape[dim], -1)

@@ -1,0 +1,437 @@
+"""Reading checkpoints: folders, single files, hub models and state dicts in memory, one tensor at a time.
+
+Nothing in a checkpoint is ever executed: pickles are read with `weights_only=True`, which refuses code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+
+_SMALL = 2**25  # bytes
+_log = logging.getLogger(__name__)
+
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
+    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_PICKLES = (".pt", ".pth", ".bin")
+_PLAIN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES, TOKENIZER_CONFIG, "merges.txt", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILES = (IMAGE_PROCESSOR_FILE, "processor_config.json")
+_COMPANIONS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.vocab"]
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
+# Wrappers of training code (DataParallel, torch.compile) put their own name before every tensor name.
+_WRAPPERS = ("module.", "_orig_mod.")
+_UNWRAP = ("state_dict", "model", "model_state_dict")
+_QUANTISED = {"qweight", "qzeros", "SCB", "absmax", "quant_state"}
+_ADAPTER = "adapters are not read yet: load it with peft, call merge_and_unload(), save the merged model and give that"
+_MIXED = "the files of two models or versions may be mixed, or the download is not complete"
+# What a malformed pickle or archive makes torch.load raise, besides UnpicklingError.
+_LOAD_ERRORS = (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error)
+# The bases of HfHubHTTPError: OSError and what every failed request raises in the HTTP client of this release.
+_HUB_ERRORS: tuple[Any, ...] = (*hub_errors.HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor without reading it; `file` is relative to the checkpoint's folder ('' in memory)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file's tensors, by the names it holds."""
+
+    infos: dict[str, TensorInfo]
+    read: Callable[[str], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model's tensors, read from disk only when asked for and never cached.
+
+    Attributes:
+        location: What the user gave ('in memory' for a mapping).
+        root: Folder on disk; the parent for a single file, None in memory.
+        kind: "transformers", "open_clip", "timm" or "state_dict" (a bare file, a mapping, a folder without config).
+        config: Parsed config, with the caller's keys over it; {} if there is none.
+        headers: Tensor infos by name, in file order, without the wrapper prefix ("module.", "_orig_mod.").
+        shards: File name -> names of the tensors in it.
+        origin: What it was before it was seen otherwise (`conform.py`); None: it is as it was opened.
+    """
+
+    location: str
+    root: Path | None
+    kind: str
+    config: dict[str, Any] = field(repr=False)
+    headers: Mapping[str, TensorInfo] = field(repr=False)
+    shards: dict[str, tuple[str, ...]] = field(repr=False)
+    _read: Callable[[str], torch.Tensor] = field(repr=False)
+    origin: Checkpoint | None = field(default=None, repr=False)
+    _checked: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def companions(self) -> Path | None:
+        """Folder whose other files belong to the model; None for a bare file, beside which anything may lie."""
+        return None if self.kind == "state_dict" else self.root
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Reads one tensor, on the CPU, in its stored shape and dtype. It may be shared: do not change it in place.
+
+        Raises:
+            InputError: No such tensor, its file cannot be read, or (checked on the first read) it has NaN or inf.
+        """
+        tensor = self._load(name)
+        bad = None if name in self._checked else _first_not_finite(tensor)
+        if bad is not None:
+            file = self.root / self.headers[name].file if self.root else self.location
+            fault = f"tensor '{name}' holds {tensor[bad].item()} at index {bad}"
+            raise InputError(f"{file}: {fault}; the model is damaged (training diverged, or a conversion overflowed)")
+        self._checked.add(name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.headers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.headers)
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    def fingerprint(self) -> str:
+        """blake2b (64 hex digits) over name, dtype, shape and bytes of every tensor; the same however sharded."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=32)
+        for name in sorted(self.headers):
+            info = self.headers[name]
+            digest.update(json.dumps([name, str(info.dtype), info.shape]).encode() + b"\0")
+            digest.update(self._load(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _load(self, name: str) -> torch.Tensor:
+        if name not in self.headers:
+            raise InputError(f"{self.location}: it has no tensor '{name}'; the model may be of another architecture")
+        return self._read(name)
+
+
+def open_checkpoint(
+    location: str | os.PathLike[str] | Mapping[str, torch.Tensor] | Checkpoint,
+    *,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+) -> Checkpoint:
+    """Opens a checkpoint; only file headers are read.
+
+    Args:
+        location: A model folder (transformers, open_clip, timm), a .safetensors/.pt/.pth/.bin file, a hub id
+            ("org/name", "org/name@revision"), a mapping name -> tensor, or a Checkpoint.
+        config: Keys that go over those of the folder's config: a mapping, a JSON file, or JSON text ("{...").
+
+    Raises:
+        InputError: It is not there, not readable, not complete, quantised, an adapter, or holds code.
+    """
+    extra = _given_config(config)
+    if isinstance(location, Checkpoint):
+        return replace(location, config={**location.config, **extra}) if extra else location
+    if isinstance(location, Mapping):
+        return _assemble("in memory", None, "state_dict", extra, {"": _mapping_part(location, "", "in memory")})
+    where = os.fspath(location)
+    path = Path(where).expanduser()
+    if where and os.path.isdir(path):
+        return _open_folder(where, path, extra)
+    if where and os.path.exists(path):
+        return _assemble(where, path.parent, "state_dict", extra, {path.name: _file_part(path)})
+    match = _HUB_ID.fullmatch(where) if isinstance(location, str) else None
+    if match is None or path.suffix in (".safetensors", *_PICKLES):
+        raise InputError(f"'{where}': no such file or folder, and not a hub id (org/name or org/name@revision)")
+    return _open_folder(where, _fetch(where, match["repo"], match["revision"]), extra)
+
+
+def _given_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
+    if config is None or isinstance(config, Mapping):
+        return dict(config or {})
+    text = os.fspath(config)
+    return _object(text, "config text") if text.lstrip().startswith("{") else _read_object(Path(text).expanduser())
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        return _object(path.read_bytes(), str(path))
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror or err})") from err
+
+
+def _object(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise InputError(f"{where}: not valid JSON ({err}); it may be cut off, or wrongly edited") from err
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON object was expected, not {type(value).__name__}")
+    return value
+
+
+def _candidates(folder: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The weight files to look for, best first, and the folder's config.json ({} if none).
+
+    A folder can hold a model twice: transformers is preferred to open_clip, and that to timm (image tower only).
+    """
+    plain = _read_object(folder / "config.json") if (folder / "config.json").exists() else {}
+    if not (folder / "open_clip_config.json").exists():
+        return _PLAIN, plain
+    return (*_PLAIN, *_OPEN_CLIP) if "model_type" in plain else (*_OPEN_CLIP, *_PLAIN), plain
+
+
+def _open_folder(where: str, folder: Path, extra: dict[str, Any]) -> Checkpoint:
+    names, config = _candidates(folder)
+    weights = next((name for name in names if (folder / name).exists()), None)
+    if weights is None:
+        if (folder / "adapter_config.json").exists():
+            raise InputError(f"{where}: an adapter without the model's weights; {_ADAPTER}")
+        raise InputError(f"{where}: no weights in it; looked for {', '.join(names)}")
+    if weights in _OPEN_CLIP:
+        config = _read_object(folder / "open_clip_config.json")
+    config = {**config, **extra}
+    parts = _index_parts(folder, weights) if weights.endswith(".json") else {}
+    return _assemble(where, folder, _kind(weights, config), config, parts or {weights: _file_part(folder / weights)})
+
+
+def _kind(weights: str, config: Mapping[str, Any]) -> str:
+    if weights in _OPEN_CLIP:
+        return "open_clip"
+    if "model_type" not in config and isinstance(config.get("architecture"), str):
+        return "timm"
+    return "transformers" if config else "state_dict"
+
+
+def _file_part(path: Path) -> _Part:
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror or err})") from err
+    if not start or start.startswith(b"version https://git-lfs"):
+        fault = "a Git LFS pointer, not the weights ('git lfs pull' brings them)" if start else "the file is empty"
+        raise InputError(f"{path}: {fault}; get it again")
+    if path.suffix == ".safetensors":
+        return _safetensors_part(path)
+    if path.suffix in _PICKLES:
+        return _pickle_part(path)
+    raise InputError(f"{path}: not a weight file; .safetensors, {', '.join(_PICKLES)} are read")
+
+
+def _weight_map(path: Path) -> dict[str, list[str]]:
+    """File name -> tensor names, as an index file says."""
+    weight_map = _read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path}: it has no 'weight_map' object; the index is damaged")
+    files: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        # A name such as "../x" would read outside the model's folder.
+        if not isinstance(file, str) or Path(file).name != file:
+            raise InputError(f"{path}: tensor '{name}' is said to be in {file!r}, which is not a file of this folder")
+        files.setdefault(file, []).append(name)
+    return dict(sorted(files.items()))
+
+
+def _index_parts(folder: Path, index: str) -> dict[str, _Part]:
+    parts = {}
+    for file, named in _weight_map(folder / index).items():
+        path = folder / file
+        if not path.exists():
+            raise InputError(f"{path}: missing, though {index} names it; the download is not complete")
+        parts[file] = part = _file_part(path)
+        for name in sorted(part.infos.keys() ^ set(named)):
+            is_in, says = ("is in", "does not say so") if name in part.infos else ("is not in", "says so")
+            raise InputError(f"{path}: tensor '{name}' {is_in} it, but {index} {says}; {_MIXED}")
+    return parts
+
+
+def _assemble(where: str, root: Path | None, kind: str, config: dict[str, Any], parts: dict[str, _Part]) -> Checkpoint:
+    names = [name for part in parts.values() for name in part.infos]
+    if not names:
+        raise InputError(f"{where}: it holds no tensors")
+    cut = _wrapper_length(names)
+    headers = {name[cut:]: info for part in parts.values() for name, info in part.infos.items()}
+    shards = {file: tuple(name[cut:] for name in part.infos) for file, part in parts.items()}
+    _refuse_unmergeable(where, config, headers)
+    return Checkpoint(
+        location=where, root=root, kind=kind, config=config, headers=headers, shards=shards,
+        _read=lambda name: parts[headers[name].file].read(names[0][:cut] + name),
+    )  # fmt: skip
+
+
+def _wrapper_length(names: Sequence[str]) -> int:
+    """Length of the wrapper prefixes that all names have, one inside the other."""
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) and len(name) > len(prefix) for name in names):
+            return len(prefix) + _wrapper_length([name[len(prefix) :] for name in names])
+    return 0
+
+
+def _refuse_unmergeable(where: str, config: Mapping[str, Any], headers: Mapping[str, TensorInfo]) -> None:
+    advice = "quantised weights cannot be merged; give the model in float16, bfloat16 or float32"
+    if config.get("quantization_config"):
+        raise InputError(f"{where}: its config has a 'quantization_config'; {advice}")
+    for name, info in headers.items():
+        small_float = info.dtype.is_floating_point and info.dtype.itemsize == 1
+        packed = name.endswith(".weight") and info.dtype in (torch.int8, torch.uint8)
+        if small_float or packed or not _QUANTISED.isdisjoint(name.split(".")):
+            raise InputError(f"{where}, file '{info.file}': tensor '{name}' is quantised ({info.dtype}); {advice}")
+    if all(".lora_" in name for name in headers):
+        raise InputError(f"{where}: it holds LoRA matrices only (such as '{next(iter(headers))}'); {_ADAPTER}")
+
+
+def _first_not_finite(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return None
+    # The extremes are NaN or inf if any entry is, and need no mask of the tensor's size.
+    if torch.isfinite(torch.stack(list(tensor.aminmax()))).all():
+        return None
+    flat = torch.isfinite(tensor).logical_not().reshape(-1).nonzero()[0, 0]
+    return tuple(int(i) for i in torch.unravel_index(flat, tensor.shape))
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as err:
+        raise InputError(f"{path}: not a valid safetensors file ({err}), cut off or damaged; get it again") from err
+
+
+def _safetensors_part(path: Path) -> _Part:
+    infos = {}
+    with _safetensors(path) as handle:
+        for name in handle.offset_keys():
+            piece = handle.get_slice(name)
+            dtype = _DTYPES.get(piece.get_dtype())
+            if dtype is None:
+                raise InputError(f"{path}: tensor '{name}' is quantised or of unknown dtype ({piece.get_dtype()})")
+            infos[name] = TensorInfo(tuple(piece.get_shape()), dtype, path.name)
+
+    kept: dict[str, torch.Tensor] = {}
+    small = path.stat().st_size <= _SMALL
+
+    def read(name: str) -> torch.Tensor:
+        if name not in kept:
+            # Opened anew each time: an open handle would keep every page that was read in memory. A small file is
+            # read whole instead, since opening it costs more than its tensors.
+            with _safetensors(path) as handle:
+                if not small:
+                    return handle.get_tensor(name)
+                kept.update({one: handle.get_tensor(one) for one in infos})
+        return kept[name]
+
+    return _Part(infos, read)
+
+
+def _pickle_part(path: Path) -> _Part:
+    try:
+        # Files from before torch 1.6 are not zip archives and cannot be mapped: they are held in memory whole.
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as err:
+        raise InputError(
+            f"{path}: refused, since reading it can run code: it holds more than tensors and plain values (or is no "
+            f"torch file at all). If you trust it, load it and write it with safetensors.torch.save_file. Reason: {err}"
+        ) from err
+    except _LOAD_ERRORS as err:
+        reason = (str(err) or type(err).__name__).splitlines()[0]
+        raise InputError(f"{path}: not a readable torch file ({reason}), cut off or damaged; get it again") from err
+    return _mapping_part(content, path.name, str(path))
+
+
+def _mapping_part(content: Any, file: str, where: str) -> _Part:
+    """A part of a state dict, after unwrapping one level ({"state_dict": ...} and such)."""
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _UNWRAP if isinstance(content.get(key), Mapping)), content)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
+            _log.debug("%s: '%s' is %s, not a tensor: left out", where, name, type(value).__name__)
+            continue
+        if value.layout != torch.strided or value.is_meta or value.dtype not in _DTYPES.values():
+            raise InputError(f"{where}: tensor '{name}' ({value.dtype}) is sparse, quantised, odd or without data")
+        tensors[name] = value.detach()
+    if not tensors:
+        raise InputError(f"{where}: no tensors in it; a state dict is read, alone or under one of {', '.join(_UNWRAP)}")
+    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype, file) for name, tensor in tensors.items()}
+    return _Part(infos, lambda name: tensors[name].cpu())
+
+
+def _fetch(where: str, repo: str, revision: str | None) -> Path:
+    """Brings a hub model's small files and the weights of one format; honours the cache and HF_HUB_OFFLINE."""
+    folder = _snapshot(where, repo, revision, _COMPANIONS)
+    for name in _candidates(folder)[0]:
+        is_index = name.endswith(".json") and (folder / name).exists()
+        files = list(_weight_map(folder / name)) if is_index else [name]
+        folder = _snapshot(where, repo, revision, [*_COMPANIONS, *files])
+        if (folder / files[0]).exists():
+            break
+    return folder
+
+
+def fetch_files(location: str, patterns: Sequence[str]) -> Path:
+    """The folder with the files of these names: a local one, or what a hub model has of them.
+
+    Raises:
+        InputError: it is neither, or cannot be had.
+    """
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return path
+    match = _HUB_ID.fullmatch(location)
+    if match is None:
+        raise InputError(f"'{location}': no such folder, and not a hub id (org/name or org/name@revision)")
+    return _snapshot(location, match["repo"], match["revision"], list(patterns))
+
+
+def _snapshot(where: str, repo: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except hub_errors.IncompleteSnapshotError as err:
+        # Offline, with a part of the repository in the cache: it may well have the weights.
+        _log.warning("%s: the hub was not reached; using what the cache has of it", where)
+        return Path(err.snapshot_path)
+    except _HUB_ERRORS as err:
+        raise InputError(
+            f"'{where}': no such file or folder here, and as the hub model '{repo}' (revision {revision or 'main'}) it "
+            f"could not be had ({type(err).__name__}: {str(err).strip()[:300]}); check the name and the network; for a "
+            "gated or private model ask for access on its page and log in with 'hf auth login'"
+        ) from err

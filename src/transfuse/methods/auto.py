@@ -1,0 +1,184 @@
+"""`--method auto`: looks at the models and at the data there is, and takes the best sound method.
+
+The rules come from measurements (docs/benchmarks.md, "Which method auto takes"):
+
+1. Unlabelled inputs are given: functional. No method was better by more than noise in any regime measured.
+2. None are given and the bases nearly agree, as they are or after matching: naive, or the maps that were found.
+3. They do not: functional on drawn inputs, and a warning, since real ones serve far better. That was better than any
+   method by weights from the point on where the release has been trained for as long as the base, or is a stranger.
+4. The models cannot be run here: what matching found, if the null test says that it found anything; else naive.
+
+Labelled examples, if given, decide between that choice and naive, and for a scale, 0 included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..maps.collection import Maps
+from ..models.model import Models
+from .match import MatchOptions, NullTest, match_models, stored_null
+from .relation import raw_cosines, relation
+from .table import METHODS
+
+if TYPE_CHECKING:
+    from ..data.tasks import TaskSpec
+    from ..running.unlabelled import Inputs
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+# A cosine above it is "nearly". After short continuations it was 0.98 and more, and naive does as well as drawn inputs;
+# where drawn inputs do better it was 0.92 and less (docs/benchmarks.md).
+NEAR = 0.95
+# What a null test has to say where nothing better can be done. Weak agreement by permutations moved nothing in any
+# measurement; weak agreement by rotations did.
+_ENOUGH = {"tied": ("related-coordinates",), "orthogonal": ("related-coordinates", "weak-correspondence")}
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        method: a row of the table.
+        because: two sentences.
+        inputs: on which it goes, if it goes by any.
+        maps: what matching found on the way, if it is of that method.
+        tried: method -> verdict of its null test, by tower.
+    """
+
+    method: str
+    because: str
+    inputs: Inputs | None = None
+    maps: Maps | None = None
+    tried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `result.json`."""
+        return {
+            "method": self.method,
+            "because": self.because,
+            "null_tests": {k: dict(v) for k, v in self.tried.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A few labelled examples.
+
+    Attributes:
+        task: whose training split they come from (spec, file or JSON text).
+        per_class: so many of every class.
+        data_dir: where the task's `local` data lie.
+    """
+
+    task: TaskSpec | str | Path
+    per_class: int
+    data_dir: Path | None = None
+
+
+def choose(
+    models: Models, inputs: Inputs | None, options: MatchOptions, *, null_trials: int = 1, progress: bool = False
+) -> Choice:
+    """The method for these models and inputs.
+
+    Args:
+        models: source, tuned and target.
+        inputs: unlabelled, or None.
+        options: of matching.
+        null_trials: shuffled targets of each kind in the null tests; at least one.
+        progress: bars on stderr.
+    """
+    runs = models.family is not None and all(one.checkpoint.kind == "transformers" for one in models.all())
+    if inputs is not None and runs:
+        return Choice(
+            "functional",
+            "Unlabelled inputs are given, so target's modules are fitted to what the fine-tune does on them. In no "
+            "regime measured was another method better by more than noise.",
+            inputs,
+        )
+    if inputs is not None:
+        log.warning("the inputs are not used: these checkpoints cannot be run here (transfuse convert makes some run)")
+    if models.resizing is not None and not models.resizing.same_shapes:
+        drawn = _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ")
+        if drawn is None:
+            raise InputError(
+                f"{models.resizing.why}. Between such bases only what the fine-tune does can be carried over, on "
+                "inputs, and these checkpoints cannot be run here (transfuse convert makes some run)"
+            )
+        return drawn
+    if models.family is None:
+        return Choice("naive", "The family of the models is not known, so nothing can be matched or run.")
+    cosine = min(raw_cosines(models).values())
+    if cosine > NEAR:
+        return Choice(
+            "naive",
+            f"The bases share their coordinates as they are (cosine {cosine:.2f}), so the task vector is added "
+            "unchanged. Unlabelled inputs (--inputs) would do a little better.",
+        )
+    if models.resizing is not None:
+        return _drawn(models, f"The bases are of two kinds ({models.resizing.why}). ") or _as_it_is({})
+    return _matched(models, options, null_trials, progress=progress)
+
+
+def _matched(models: Models, options: MatchOptions, null_trials: int, *, progress: bool) -> Choice:
+    """By maps from the weights if they bring the bases near; else by drawn inputs; else by whatever there is."""
+    tried: dict[str, dict[str, str]] = {}
+    found: list[Choice] = []
+    for name, enough in _ENOUGH.items():
+        maps = match_models(models, METHODS[name], options, null_trials=max(null_trials, 1), progress=progress)
+        null = stored_null(maps) or {}
+        tried[name] = {tower: one.verdict for tower, one in null.items()}
+        if null and all(verdict in enough for verdict in tried[name].values()):
+            choice = Choice(name, _found(name, null), None, maps, dict(tried))
+            if min(one.matched for one in null.values()) > NEAR:
+                return choice
+            found.append(choice)
+    near = relation(models).verdict == "same-lineage"
+    nothing = "The weights of the bases agree in part at best" if found or near else "The weights say nothing"
+    drawn = _drawn(models, f"{nothing}, so methods that go by weights carry little. ", tried)
+    return drawn or (found[0] if found and not near else _as_it_is(tried))
+
+
+def _as_it_is(tried: Mapping[str, Mapping[str, str]]) -> Choice:
+    because = "The models cannot be run on inputs here, so the task vector is added as it is. Little is expected of it."
+    return Choice("naive", because, tried=tried)
+
+
+def _found(name: str, null: Mapping[str, NullTest]) -> str:
+    excess = min(one.excess for one in null.values())
+    what = "permutations of units" if name == "tied" else "rotations"
+    return (
+        f"The bases do not share coordinates as they are, but {what} align them by more than chance (excess "
+        f"{excess:.2f}). The task vector is carried by these maps."
+    )
+
+
+def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, str]] = {}) -> Choice | None:
+    """Functional on drawn inputs; None where the models cannot be run."""
+    try:
+        _check_that_it_runs(models)
+        from ..running.unlabelled import SYNTHETIC, Inputs  # needs what evaluation needs
+    except InputError as error:
+        log.warning("%sDrawn inputs cannot be used either (%s)", why, error)
+        return None
+    log.warning("%sDrawn inputs stand in for real ones; some of the task (--inputs) would keep far more.", why)
+    because = why + "No inputs are given, so target's modules are fitted on drawn ones, which keeps a part at best."
+    return Choice("functional", because, Inputs(SYNTHETIC), None, tried)
+
+
+def _check_that_it_runs(models: Models) -> None:
+    """Raises InputError if a model has no class that can be built here, or what evaluation needs is not installed."""
+    from ..running.probes import probe_of_model, probe_of_source
+
+    probe_of_model(models.target, models.layout, "cpu")
+    for model in (models.source, models.tuned):
+        if model is not None:
+            probe_of_source(model, models, "cpu")

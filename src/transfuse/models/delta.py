@@ -1,0 +1,21 @@
+"""The task vector, tuned - source, one tensor at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .model import Model
+
+
+def task_vector(source: Model, tuned: Model, name: str) -> tuple[Tensor, Tensor]:
+    """(tuned - source, source) of one tensor, in float32, or float64 if either is.
+
+    If tuned is stored in a narrower dtype than source, the difference is taken from source rounded to that dtype:
+    otherwise rounding of the weights would look like training.
+    """
+    base, new = source.tensor(name), tuned.tensor(name)
+    if new.dtype.itemsize < base.dtype.itemsize:
+        base = base.to(new.dtype)
+    dtype = torch.float64 if torch.float64 in (base.dtype, new.dtype) else torch.float32
+    return new.to(dtype) - base.to(dtype), base.to(dtype)

@@ -1,0 +1,61 @@
+"""A few labelled examples decide between a method and naive, and for a scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..data.tasks import TaskSpec, load_task
+from ..methods.auto import ALPHAS, Labelled
+from ..methods.match import MatchOptions
+from ..methods.table import METHODS
+from ..running.inputs import prepare
+from ..running.live import with_state
+from ..running.scores import evaluate, score_dict
+from ..update.ported import PortedTensors
+from .blend import blend_of, live_of
+from .port import PortResult, carry
+
+
+def choose_by_labels(result: PortResult, labelled: Labelled, options: MatchOptions) -> PortResult:
+    """The result, or the naive one in its place, at the scale with the smallest loss on the examples.
+
+    Nothing is fitted to the labels, so no example has to be held back: at most ten losses are compared.
+
+    Args:
+        result: of a port with the method that was chosen without labels.
+        labelled: the examples.
+        options: seed and device.
+
+    Raises:
+        InputError: the examples cannot be read, or fit no class of the model.
+    """
+    task = labelled.task if isinstance(labelled.task, TaskSpec) else load_task(labelled.task)
+    tensors, first = result.tensors, result.report["method"]
+    candidates = {first: result}
+    if first != "naive":
+        candidates["naive"] = carry(tensors.models, tensors.plan, METHODS["naive"], 1.0, options=options)
+    losses = {name: _losses(one, task, labelled, options) for name, one in candidates.items()}
+    # Of equals the choice made without labels, and the smaller scale.
+    best = min(((name, alpha) for name in losses for alpha in ALPHAS), key=lambda pair: losses[pair[0]][pair[1]])
+    return _at(candidates[best[0]], best[1], result.report, losses, labelled)
+
+
+def _losses(result: PortResult, task: TaskSpec, labelled: Labelled, options: MatchOptions) -> dict[float, float]:
+    blend = blend_of(result)
+    live = live_of(result, blend.state(0.0), device=options.device)
+    how: dict[str, Any] = {"data_dir": labelled.data_dir, "shots": labelled.per_class, "seed": options.seed}
+    rows = prepare(task, "train", live, **how)
+    return {a: score_dict(evaluate(with_state(live, blend.state(a)), task, rows))["loss"] for a in ALPHAS}
+
+
+def _at(
+    result: PortResult, alpha: float, about: dict[str, Any], losses: dict[str, dict[float, float]], labelled: Labelled
+) -> PortResult:
+    """The result at a scale, with what was compared in its report."""
+    old = result.tensors
+    tensors = PortedTensors(old.models, old.plan, old.maps, alpha, old.noise_seed, old.fitted, old.keep_embeddings)
+    method = result.report["method"]
+    said = f"On {labelled.per_class} labelled examples of each class {method} at alpha {alpha:g} has the smallest loss."
+    tried = {name: {f"{a:g}": loss for a, loss in one.items()} for name, one in losses.items()}
+    choice = {**about["choice"], "method": method, "because": f"{about['choice']['because']} {said}", "losses": tried}
+    return PortResult({**about, **result.report, "alpha": alpha, "choice": choice}, result.maps, result.out, tensors)

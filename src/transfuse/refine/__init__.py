@@ -1,1 +1,0 @@
-"""Steps that adapt a transported task vector to a few labelled examples at the target."""

@@ -1,0 +1,175 @@
+"""Inputs without labels: of a data set, or drawn."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..data.extras import need
+from ..data.splits import Split, class_names, load_split, no_bars
+from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, load_task
+from ..errors import InputError
+from .inputs import Prepared, Source, prepare_rows
+from .live import LiveModel
+from .scores import shifted
+from .tokens import Batch
+
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Unlabelled inputs as a user gives them.
+
+    Attributes:
+        task: a task (spec, file or JSON text) whose data are used, or "synthetic".
+        count: so many, or all there are.
+        split: of the data.
+        data_dir: where the task's `local` data lie.
+    """
+
+    task: TaskSpec | str | Path
+    count: int = 512
+    split: Split = "train"
+    data_dir: Path | None = None
+
+    def open(self, live: LiveModel, seed: int, *, progress: bool = False) -> Prepared:
+        """The inputs, processed for a model.
+
+        Raises:
+            InputError: see `load_task` and `unlabelled`.
+        """
+        if self.count < 2:
+            raise InputError(f"{self.count} inputs are too few for activations: two at least, and 512 are usual")
+        if self.task == SYNTHETIC:
+            return synthetic(live, count=self.count, seed=seed)
+        task = self.task if isinstance(self.task, TaskSpec) else load_task(self.task)
+        where = {"split": self.split, "data_dir": self.data_dir, "seed": seed, "progress": progress}
+        return unlabelled(task, live, count=self.count, **where)
+
+
+def unlabelled(
+    task: TaskSpec,
+    live: LiveModel,
+    *,
+    count: int = 512,
+    split: Split = "train",
+    data_dir: Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Prepared:
+    """Inputs of a task; labels are neither needed nor looked at.
+
+    Args:
+        task: its data and how they are processed. The classes of a zero-shot task, where it has any, make prompts;
+            those of a seq2seq task take turns before the decoder.
+        live: gives image processor and tokenizer.
+        count: so many, or all there are.
+        split, data_dir, seed: see `prepare`.
+
+    Raises:
+        InputError: see `load_split`; or there is next to nothing in it, or nothing for a decoder.
+    """
+    blind = task.data.model_copy(update={"label": []})
+    rows = load_split(blind, split, data_dir=data_dir, limit=count, seed=seed)
+    classes = _classes(task, data_dir)
+    if task.kind == ZERO_SHOT and not classes:
+        task = task.model_copy(update={"kind": "image-classification"})
+    if task.kind not in LANGUAGE:
+        rows = _with_any_label(rows, classes or ["unlabelled"])
+    found = prepare_rows(task, rows, live, seed=seed, progress=progress)
+    if task.kind == SEQ2SEQ:
+        found = replace(found, source=_WithTargets(found.source, shifted(live, found.extra["targets"])), extra={})
+    if len(found) < 2:
+        raise InputError(f"data set {task.data.path}: its {split} split has one input; two at least are needed")
+    return found.select(torch.arange(min(count, len(found))))
+
+
+def _classes(task: TaskSpec, data_dir: Path | None) -> list[str] | None:
+    """Names of the classes, where they say something about the inputs.
+
+    Raises:
+        InputError: a seq2seq task has neither classes nor targets.
+    """
+    if task.kind not in (ZERO_SHOT, SEQ2SEQ):
+        return None
+    try:
+        return class_names(task.data, data_dir)
+    except InputError:
+        if task.kind == SEQ2SEQ and not task.targets:
+            raise
+        return None if task.targets is None else [str(number) for number in range(len(task.targets))]
+
+
+def _with_any_label(rows: Any, classes: list[str]) -> Any:
+    datasets = need("datasets")
+    with no_bars(datasets):
+        return rows.add_column("label", [0] * len(rows), feature=datasets.ClassLabel(names=classes))
+
+
+@dataclass(frozen=True)
+class _WithTargets:
+    """Rows with what the decoder sees: one of `starts` after the other."""
+
+    rows: Source
+    starts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: Tensor, generator: Generator | None) -> Batch:
+        return {**self.rows.read(index, generator), "decoder_input_ids": self.starts[index % len(self.starts)]}
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Inputs in memory."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def read(self, index: Tensor, generator: Generator | None) -> Batch:
+        return {name: x[index] for name, x in self.tensors.items()}
+
+
+def synthetic(live: LiveModel, *, count: int = 512, tokens: int = 64, batch_size: int = 64, seed: int = 0) -> Prepared:
+    """Drawn inputs, for who has none: smooth Gaussian images (a coarse and a fine layer), or uniformly random tokens.
+
+    Args:
+        live: its config says the form of the inputs.
+        count: how many.
+        tokens: of a text, or as many as the model has positions for.
+        batch_size: of `Prepared.batches`.
+        seed: of their own generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config: Any = live.model.config
+    vision = getattr(config, "vision_config", None) or (config if hasattr(config, "patch_size") else None)
+    tensors: dict[str, Tensor]
+    if vision is not None:
+        tensors = {"pixel_values": _images(vision, count, generator)}
+    elif hasattr(config, "vocab_size"):
+        length = min(tokens, int(getattr(config, "max_position_embeddings", tokens + 2)) - 2)
+        ids = torch.randint(2, int(config.vocab_size), (count, length), generator=generator)
+        tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "decoder_input_ids" in inspect.signature(live.model.forward).parameters:
+            tensors["decoder_input_ids"] = torch.randint(2, int(config.vocab_size), ids.shape, generator=generator)
+    else:
+        raise InputError(f"{live.location}: its config does not say what inputs look like; give some (--inputs)")
+    return Prepared(_Drawn(tensors), torch.arange(count), (), batch_size)
+
+
+def _images(vision: Any, count: int, generator: Generator) -> Tensor:
+    size = vision.image_size if isinstance(vision.image_size, int) else next(iter(vision.image_size))
+    channels = int(getattr(vision, "num_channels", 3))
+    coarse = torch.randn(count, channels, 8, 8, generator=generator)
+    fine = torch.randn(count, channels, size, size, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") + 0.3 * fine

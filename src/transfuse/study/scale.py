@@ -1,0 +1,317 @@
+"""Scales of a transported task vector learned from a few examples: theta_B + sum over l of alpha_l pi(tau)_l.
+
+One alpha for each layer, or each tensor, by gradient descent on the alphas alone (Zhang et al. 2024, 2407.02880, aTLAS;
+Rinaldi et al. 2025, Table 4). Beside it the baseline: the same examples, steps and loss for all weights of the target.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.tasks import ZERO_SHOT, TaskSpec
+from ..errors import InputError, TransfuseError
+from ..files.open_clip import is_of_text_tower
+from ..files.writing import check_output
+from ..maps.collection import Maps
+from ..methods.table import DEFAULT_METHOD
+from ..models.model import ConfigLike, ModelLike, Models
+from ..models.opening import open_models
+from ..porting.blend import Blend, blend_of, live_of
+from ..porting.card import model_card
+from ..porting.port import PortResult, port, refuse_inputs, write_port
+from ..running.inputs import Batch, Prepared, prepare
+from ..running.live import LiveModel, module_params, with_state
+from ..running.scores import evaluate, loss_of, prepared_for, score_dict
+from ..spaces.layout import part_of
+from ..update.ported import PortedTensors
+from .train import TrainSpec, fit
+
+Per = Literal["layer", "tensor"]
+
+
+@dataclass(frozen=True)
+class ScaleResult:
+    """Learned scales.
+
+    Attributes:
+        alphas: part ("encoder.layer.3", or a tensor's canonical name) -> alpha.
+        state: the weights, by output name, in target's dtype.
+        losses: of every step, before it.
+    """
+
+    alphas: dict[str, float]
+    state: dict[str, Tensor]
+    losses: tuple[float, ...]
+
+
+def parts_of(blend: Blend, per: Per) -> dict[str, str]:
+    """Output name of a tensor -> the part whose alpha scales it; tensors that do not change have none."""
+    moving = [out for out, update in blend.update.items() if bool(update.any())]
+    return {out: part_of(blend.names[out]) if per == "layer" else blend.names[out] for out in moving}
+
+
+def moving_parts(blend: Blend, per: Per) -> dict[str, str]:
+    """`parts_of`, of which there is at least one.
+
+    Raises:
+        InputError: the task vector is zero.
+    """
+    if parts := parts_of(blend, per):
+        return parts
+    raise InputError("the transported task vector is zero: there is nothing to scale or to mask")
+
+
+def learn_scales(
+    live: LiveModel,
+    blend: Blend,
+    task: TaskSpec,
+    prepared: Prepared,
+    *,
+    per: Per = "layer",
+    steps: int = 100,
+    lr: float = 0.05,
+    batch_size: int | None = None,
+    seed: int = 0,
+    init: float = 0.0,
+    progress: bool = False,
+) -> ScaleResult:
+    """Learns an alpha for each part; everything else is frozen.
+
+    Args:
+        live: the ported model (`sweep.live_of`); its weights do not matter.
+        blend: target and update.
+        task, prepared: the examples (`prepare(..., "train", shots=K)`).
+        per: "layer" (embeddings and heads are parts of their own) or "tensor".
+        steps: of Adam with learning rate `lr`.
+        batch_size: examples a step, drawn without replacement until all were seen; None: that of the task.
+        seed: of the order of examples.
+        init: where every alpha starts. 0, aTLAS's choice, is the target itself: what is not learned is not added.
+
+    Raises:
+        InputError: an option, or a task vector that is zero.
+        TransfuseError: the loss is not finite.
+    """
+    _check(per, steps, lr)
+    _check_examples(prepared)
+    parts = moving_parts(blend, per)
+    order = {part: i for i, part in enumerate(dict.fromkeys(parts.values()))}
+    alphas = torch.full((len(order),), float(init), dtype=live.dtype, device=live.device, requires_grad=True)
+    frozen = {name: x.to(live.device, live.dtype) for name, x in blend.state(0.0).items() if x.is_floating_point()}
+    update = {name: blend.update[name].to(live.device, live.dtype) for name in parts}
+    rows = fixed_inputs(with_state(live, blend.state(0.0)), task, prepared, parts)
+
+    def loss(batch: Batch) -> Tensor:
+        moved = {name: frozen[name] + alphas[order[parts[name]]] * x for name, x in update.items()}
+        return loss_of(live, task, batch, params=module_params(live, {**frozen, **moved}))
+
+    optimizer, losses = torch.optim.Adam([alphas], lr=lr), []
+    bar = tqdm(range(steps), desc="scales", unit="step", disable=not progress)
+    for step, index in zip(bar, _order(rows, batch_size, seed), strict=False):
+        optimizer.zero_grad()
+        found = loss(rows.batch(index))
+        if not torch.isfinite(found):
+            raise TransfuseError(f"the loss of step {step} is {found.item()}; lower the learning rate")
+        found.backward()
+        optimizer.step()
+        losses.append(found.item())
+    values = alphas.detach().tolist()
+    learned = {part: values[i] for part, i in order.items()}
+    return ScaleResult(learned, blend.state(alphas_by_output(blend, learned, per)), tuple(losses))
+
+
+def alphas_by_output(blend: Blend, alphas: Mapping[str, float], per: Per) -> dict[str, float]:
+    """Alphas by part as alphas by output name: what `Blend.state` takes; 0 for tensors that do not change."""
+    parts = parts_of(blend, per)
+    return {out: alphas[parts[out]] if out in parts else 0.0 for out in blend.update}
+
+
+def few_shot_tune(
+    live: LiveModel,
+    task: TaskSpec,
+    prepared: Prepared,
+    *,
+    steps: int = 100,
+    lr: float = 1e-5,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> LiveModel:
+    """The baseline: all weights are trained on the same examples (`train.fit`: AdamW, cosine schedule, dropout).
+
+    A zero-shot task trains the image tower; the class prototypes stay what they are.
+
+    Args:
+        live: where it starts: target, under tuned's head where one came along; it is not changed.
+        task, prepared, steps, lr, batch_size, seed: see `learn_scales`.
+    """
+    _check("layer", steps, lr)
+    _check_examples(prepared)
+    size = batch_size or prepared.batch_size
+    spec = TrainSpec(task=task, steps=steps, lr=lr, batch_size=size, seed=seed)
+    tuned = replace(live, model=copy.deepcopy(live.model))
+    fit(tuned, spec, prepared_for(live, task, prepared), progress=progress)
+    return tuned
+
+
+class RefinedTensors(PortedTensors):
+    """The tensors of a port that adds something else than its task vector.
+
+    Args:
+        whole: the port.
+        added: canonical name of a tensor -> what is added to target's.
+    """
+
+    def __init__(self, whole: PortedTensors, added: Callable[[str], Tensor]):
+        super().__init__(whole.models, whole.plan, whole.maps, 1.0, whole.noise_seed, whole.fitted)
+        self.added = added
+
+    def delta(self, name: str) -> Tensor:
+        """What is added to one tensor of target."""
+        return self.added(name)
+
+
+def scale(
+    source: ModelLike,
+    tuned: ModelLike,
+    target: ModelLike,
+    task: TaskSpec,
+    *,
+    shots: int,
+    out: str | os.PathLike[str] | None = None,
+    per: Per = "layer",
+    steps: int = 100,
+    lr: float = 0.05,
+    init: float = 0.0,
+    baseline_lr: float | None = None,
+    method: str = DEFAULT_METHOD,
+    maps: Maps | str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    config: ConfigLike = None,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    verify: bool = True,
+    force: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> PortResult:
+    """A port whose scales are learned from a few labelled examples of the task, with test scores.
+
+    Args:
+        source, tuned, target, method, maps, family, config, verify, force: see `port`.
+        task: its "train" split gives the examples, its "test" split the scores.
+        shots: examples of each class.
+        out: folder to write; None keeps the result in memory.
+        per, steps, lr, init: see `learn_scales`.
+        baseline_lr: if given, all weights of the target are trained on the same examples too, for as many steps with
+            this learning rate, and scored.
+        data_dir: see `load_split`.
+        limit: at most so many test rows.
+        seed: of matching, of the null test, and of which examples and in what order.
+        device: where products are computed and models run.
+        **options: further arguments of `port`.
+
+    Returns:
+        PortResult, as of a port; its report has "scale" (alphas, losses, test scores: "zero-shot", "alpha-1", "scaled"
+        and, with a baseline, "few-shot").
+
+    Raises:
+        InputError: an input or option cannot be used.
+    """
+    _check(per, steps, lr)
+    place = None if out is None else Path(out)
+    if place is not None:
+        check_place(place, (source, tuned, target), maps, family, config, force=force)
+    known = {"family": family, "config": config, "method": method, "maps": maps}
+    common = {"seed": seed, "device": device, "progress": progress}
+    result = port(source, tuned, target, verify=verify, **known, **common, **options)
+    blend = blend_of(result)
+    live = live_of(result, blend.state(), device=device)
+    examples = prepare(task, "train", live, data_dir=data_dir, shots=shots, seed=seed)
+    learn: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
+    found = learn_scales(live, blend, task, examples, per=per, lr=lr, init=init, **learn)
+    lives = compared(live, blend, scaled=found.state)
+    if baseline_lr is not None:
+        lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=baseline_lr, **learn)
+    rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
+    asked = {"shots": shots, "per": per, "steps": steps, "lr": lr, "init": init, "baseline_lr": baseline_lr}
+    learned = {"examples": len(examples), "alphas": found.alphas, "losses": list(found.losses)}
+    test = {name: score_dict(evaluate(one, task, rows)) for name, one in lives.items()}
+    scaled = replace(
+        result,
+        report=result.report | {"scale": {**asked, **learned, "test": test}},
+        out=place,
+        tensors=_scaled_tensors(result.tensors, blend, found, per),
+    )
+    if place is not None:
+        write_port(scaled, place, card=partial(_card, per=per), verify=verify, force=force, progress=progress)
+    return scaled
+
+
+def check_place(
+    place: Path, models: Sequence[ModelLike], maps: Any, family: str | None, config: ConfigLike, *, force: bool
+) -> None:
+    """Says whether the result can be written, before anything is matched."""
+    check_output(place, force=force)
+    source, tuned, target = models
+    refuse_inputs(open_models(source, target, tuned, family=family, config=config, need_layout=False), place, maps)
+
+
+def compared(live: LiveModel, blend: Blend, **refined: Mapping[str, Tensor]) -> dict[str, LiveModel]:
+    """The models that are scored beside each other: target, the whole task vector, what came of it (its weights)."""
+    states = {"zero-shot": blend.zero_shot(), "alpha-1": blend.state(), **refined}
+    return {name: with_state(live, state) for name, state in states.items()}
+
+
+def _scaled_tensors(whole: PortedTensors, blend: Blend, found: ScaleResult, per: Per) -> RefinedTensors:
+    alphas = alphas_by_output(blend, found.alphas, per)
+    scales = {blend.names[out]: alpha for out, alpha in alphas.items()}
+    return RefinedTensors(whole, lambda name: scales[name] * whole.delta(name))
+
+
+def _card(models: Models, report: Mapping[str, Any], *, per: Per) -> str:
+    return model_card(models, {**report, "alpha": f"learned per {per} from {report['scale']['examples']} examples"})
+
+
+def fixed_inputs(live: LiveModel, task: TaskSpec, prepared: Prepared, moving: Collection[str]) -> Prepared:
+    """Examples with all that the moving tensors do not change: class prototypes too, unless the text tower moves.
+
+    Args:
+        live: the model before anything moves.
+        moving: output names of tensors.
+    """
+    names = {name for name, stored in live.stored_names.items() if stored in moving}
+    if task.kind == ZERO_SHOT and any(is_of_text_tower(name) for name in names):
+        return prepared
+    return prepared_for(live, task, prepared)
+
+
+def _order(rows: Prepared, batch_size: int | None, seed: int) -> Iterator[Tensor]:
+    """Positions of the examples of one step after another: all of them in a random order, then in another one."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(len(rows), generator=generator).split(batch_size or rows.batch_size)
+
+
+def _check(per: str, steps: int, lr: float) -> None:
+    if per not in ("layer", "tensor"):
+        raise InputError(f"scales are learned per 'layer' or per 'tensor', not per {per!r}")
+    if steps < 1 or not (math.isfinite(lr) and lr > 0):
+        raise InputError(f"{steps} steps with learning rate {lr}: both have to be above zero")
+
+
+def _check_examples(prepared: Prepared) -> None:
+    if not len(prepared):
+        raise InputError("there are no examples to learn from")

@@ -1,0 +1,184 @@
+"""The scale of a task vector, chosen on validation data: transported once, evaluated at any number of scales."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..data.splits import Split
+from ..data.tasks import TaskSpec
+from ..errors import InputError
+from ..maps.collection import Maps
+from ..methods.table import DEFAULT_METHOD
+from ..models.model import ModelLike
+from ..porting.blend import Blend, blend_of, live_of
+from ..porting.port import PortResult, port
+from ..running.inputs import Prepared, prepare
+from ..running.live import load_live, with_state
+from ..running.scores import Scores, evaluate, score_dict
+
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Scores by alpha, and those of the alpha that was chosen.
+
+    Attributes:
+        method: of the port.
+        relation: verdict on the two bases, from weights alone.
+        metric: the primary one, by which alpha was chosen.
+        alphas: ascending.
+        chosen_on: "validation", or "test" where the caller insisted.
+        validation: scores of the task on that split, for each alpha.
+        support: the same of the support task; None without one.
+        chosen: the alpha with the best primary metric; of equals the smallest.
+        test, test_support: scores of the chosen alpha on the test split, which is used for nothing else.
+        zero_shot, zero_shot_support: the same for target without the task vector.
+    """
+
+    method: str
+    relation: str
+    metric: str
+    alphas: tuple[float, ...]
+    chosen_on: str
+    validation: tuple[Scores, ...]
+    support: tuple[Scores, ...] | None
+    chosen: float
+    test: Scores
+    test_support: Scores | None
+    zero_shot: Scores
+    zero_shot_support: Scores | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def sweep(
+    source: ModelLike,
+    tuned: ModelLike,
+    target: ModelLike,
+    task: TaskSpec,
+    *,
+    support: TaskSpec | None = None,
+    method: str = DEFAULT_METHOD,
+    alphas: Sequence[float] = ALPHAS,
+    choose_on: Literal["validation", "test"] = "validation",
+    allow_test: bool = False,
+    maps: Maps | str | os.PathLike[str] | None = None,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = False,
+    **options: Any,
+) -> Sweep:
+    """Ports once, evaluates every alpha on validation data, and the best one on test data.
+
+    Args:
+        source, tuned, target: see `port`.
+        task: what tuned was trained for.
+        support: another task, whose score says what the task vector destroys: measured on target with its own head.
+        method, maps: see `port`.
+        alphas: scales to try.
+        choose_on: split that alpha is chosen on.
+        allow_test: choose on the test split all the same; the test score is then not an estimate of anything.
+        data_dir, limit: see `load_split`; the limit holds for every split.
+        seed: of matching, of the null test and of the rows that a limit leaves.
+        device: where products are computed and models run.
+        **options: further arguments of `port`.
+
+    Raises:
+        InputError: an input cannot be used, or alpha is to be chosen on test data.
+    """
+    scales = check_alphas(alphas)
+    _check_choice(choose_on, allow_test)
+    result = port(
+        source, tuned, target, method=method, maps=maps, seed=seed, device=device, progress=progress, **options
+    )
+    blend = blend_of(result)
+    live = live_of(result, blend.state(), device=device)
+    about = {"data_dir": data_dir, "limit": limit, "seed": seed, "progress": progress}
+    own = None if support is None else load_live(result.tensors.models.target.checkpoint, device=device)
+
+    def on_task(state: Mapping[str, Tensor], rows: Prepared) -> Scores:
+        return score_dict(evaluate(with_state(live, state), task, rows))
+
+    def on_support(alpha: float, rows: Prepared | None) -> Scores | None:
+        if own is None or support is None or rows is None:
+            return None
+        return score_dict(evaluate(with_state(own, support_state(result, blend, alpha)), support, rows))
+
+    def rows_of(split: Split) -> tuple[Prepared, Prepared | None]:
+        supported = None if own is None or support is None else prepare(support, split, own, **about)
+        return prepare(task, split, live, **about), supported
+
+    rows, support_rows = rows_of(choose_on)
+    curve = [on_task(blend.state(alpha), rows) for alpha in scales]
+    support_curve = [on_support(alpha, support_rows) for alpha in scales]
+    chosen = choose_alpha(scales, curve, task)
+    rows, support_rows = rows_of("test")
+    return Sweep(
+        method=result.report["method"],
+        relation=result.report["relation"]["verdict"],
+        metric=task.primary,
+        alphas=scales,
+        chosen_on=choose_on,
+        validation=tuple(curve),
+        support=tuple(one for one in support_curve if one is not None) or None,
+        chosen=chosen,
+        test=on_task(blend.state(chosen), rows),
+        test_support=on_support(chosen, support_rows),
+        zero_shot=on_task(blend.zero_shot(), rows),
+        zero_shot_support=on_support(0.0, support_rows),
+    )
+
+
+def support_state(result: PortResult, blend: Blend, alpha: float | Mapping[str, float]) -> dict[str, Tensor]:
+    """Target under its own names and with its own head, plus alpha times what the port adds to the tensors it has."""
+    target = result.tensors.models.target
+    state = {name: target.checkpoint.tensor(name) for name in target.checkpoint}
+    moved = blend.state(alpha)
+    for out in blend.update:
+        on_disk = target.disk.get(blend.names[out])
+        if on_disk is not None:
+            state[on_disk] = moved[out]
+    return state
+
+
+def choose_alpha(alphas: Sequence[float], scores: Sequence[Scores], task: TaskSpec) -> float:
+    """The alpha with the best primary metric of a task; of equals the smallest, one that is not a number last."""
+    sign = -1.0 if task.higher_is_better else 1.0
+    values = [sign * one[task.primary] for one in scores]
+    worst = [math.inf if math.isnan(value) else value for value in values]
+    return min(zip(worst, alphas, strict=True))[1]
+
+
+def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
+    """Alphas in ascending order, each once.
+
+    Raises:
+        InputError: there are none, or one is not a finite number.
+    """
+    if not alphas or not torch.tensor(list(alphas)).isfinite().all():
+        raise InputError(f"alphas are {list(alphas)}; at least one, all finite, are needed")
+    return tuple(sorted({float(alpha) for alpha in alphas}))
+
+
+def _check_choice(choose_on: str, allow_test: bool) -> None:
+    if choose_on not in ("validation", "test"):
+        raise InputError(f"alpha cannot be chosen on {choose_on!r}; it is chosen on validation data")
+    if choose_on == "test" and not allow_test:
+        raise InputError(
+            "alpha is to be chosen on the test split: the test score would be the best of many and say nothing about "
+            "new data. Choose on validation (a share of the training data is held out if there is no such split), or "
+            "allow it explicitly (allow_test, --allow-test)"
+        )

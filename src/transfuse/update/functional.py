@@ -1,0 +1,371 @@
+"""Transport by fitting: every module of target is made to do on inputs what the tuned one does, layer after layer.
+
+Maps between the activations of the two bases say what "the same" is: T, per space, orthogonal, heads matched whole.
+Module after module, in the order of the run, its weight is the ridge regression
+
+    min_W  sum over inputs  |W h - (T z - c)|^2  +  ridge * |W - W_target|^2
+
+of what it should give, T z, on what it now gets, h: z is tuned's activation centred on source's and carried to
+target's mean, c what a residual sum has before the module adds to it. Since h comes from the modules fitted before,
+each one also makes up for what those could not do. No gradient, no label, no step size: cross-moments and one linear
+solve a module. Ours; the nearest relatives are layer-wise reconstruction in compression (Frantar & Alistarh 2022,
+2208.11580) and Theseus (2602.12952), whose maps are contracted with the task vector instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..evidence.activations import collect, embeds, scores_of, zeros
+from ..maps.collection import Maps
+from ..maps.transport import part_slices
+from ..matching.procrustes import best_rotation
+from ..models.plan import output_config
+from ..running.inputs import Prepared
+from ..running.live import load_live
+from ..running.probes import Probe, Replay, batches, probe_of_live, probe_of_model, probe_of_source, rows_of
+from ..running.taps import Seen, Site
+from ..spaces.layout import Layout
+
+if TYPE_CHECKING:
+    from .ported import PortedTensors
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How modules are fitted.
+
+    Attributes:
+        ridge: pull toward target's own weight, as a share of the mean square of the module's inputs; None: for each
+            module the one (of `RIDGES`) by which one half of the inputs predicts the other best.
+        first: weight of the first token of every input, which classifiers read, where the others count 1.
+    """
+
+    ridge: float | None = None
+    first: float = 8.0
+
+
+@dataclass
+class Fit:
+    """Running sums of one weighted least-squares problem: rows h (in) and z (out).
+
+    Attributes:
+        weight: sum of the weights of the rows.
+        h, z: weighted sums.
+        gram, cross: weighted sums of h h^T and z h^T.
+    """
+
+    weight: float = 0.0
+    h: Tensor = field(default_factory=lambda: torch.zeros(0))
+    z: Tensor = field(default_factory=lambda: torch.zeros(0))
+    gram: Tensor = field(default_factory=lambda: torch.zeros(0))
+    cross: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def add(self, h: Tensor, z: Tensor, weights: Tensor) -> None:
+        """Adds rows: (n, in), (n, out), (n,) of one dtype; products in it, sums in float64."""
+        scaled = h * weights[:, None]
+        self.weight += float(weights.sum(dtype=torch.float64))
+        if not self.gram.numel():
+            self.h, self.z, self.gram, self.cross = zeros(h, 1), zeros(z, 1), zeros(h, 1, h), zeros(z, 1, h)
+        self.h += scaled.sum(0)
+        self.z += weights @ z
+        self.gram += scaled.T @ h
+        self.cross += z.T @ scaled
+
+    def __add__(self, other: Fit) -> Fit:
+        """The sums over the rows of both."""
+        sums = self.h + other.h, self.z + other.z, self.gram + other.gram, self.cross + other.cross
+        return Fit(self.weight + other.weight, *sums)
+
+    def centred(self, *, bias: bool) -> tuple[Tensor, Tensor]:
+        """Means of h h^T and z h^T over all rows, what a bias takes care of taken off."""
+        gram, cross = self.gram / self.weight, self.cross / self.weight
+        if not bias:
+            return gram, cross
+        mean_h, mean_z = self.h / self.weight, self.z / self.weight
+        return gram - torch.outer(mean_h, mean_h), cross - torch.outer(mean_z, mean_h)
+
+    def solve(self, prior: Tensor, ridge: float, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+        """The weight (out, in) and bias (out,) that fit best.
+
+        Args:
+            prior: (out, in), what is kept where the inputs say nothing.
+            ridge: pull toward it, as a share of the mean square of h.
+            bias: whether there is one; it is not held back.
+        """
+        gram, cross = self.centred(bias=bias)
+        weight = _Ridges(gram, cross, prior.to(gram)).solve(ridge)
+        return weight, (self.z - weight @ self.h) / self.weight if bias else None
+
+
+class _Ridges:
+    """One ridge regression for any strength of the pull: one decomposition serves them all."""
+
+    def __init__(self, gram: Tensor, cross: Tensor, prior: Tensor):
+        values, self.vectors = torch.linalg.eigh(gram)
+        self.values = values.clamp_min(0)
+        self.unit = float(gram.diagonal().mean())
+        self.prior = prior
+        # What the prior leaves to fit. Where the inputs say nothing that is rounding alone, which a weak pull blows up.
+        silent = self.values <= self.values.max() * len(gram) * torch.finfo(gram.dtype).eps
+        self.missed = ((cross - prior @ gram) @ self.vectors).masked_fill(silent, 0)
+
+    def solve(self, ridge: float) -> Tensor:
+        pull = max(ridge, _FLOOR) * self.unit + torch.finfo(self.values.dtype).tiny
+        return self.prior + (self.missed / (self.values + pull)) @ self.vectors.T
+
+
+_FLOOR = 1e-10  # with a weaker pull rounding would rule where the inputs say nothing
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def chosen_ridge(halves: Sequence[Fit], prior: Tensor, *, bias: bool) -> float:
+    """The pull that predicts best what it was not fitted on: each half of the inputs by the fit to the other."""
+    sums = [one.centred(bias=bias) for one in halves]
+    fits = [_Ridges(gram, cross, prior.to(gram)) for gram, cross in sums]
+
+    def error(ridge: float) -> float:
+        total = 0.0
+        for one, (gram, cross) in zip(fits, reversed(sums), strict=True):
+            weight = one.solve(ridge)
+            total += float(((weight @ gram) * weight).sum() - 2 * (weight * cross).sum())
+        return total
+
+    return min(RIDGES, key=error)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What a fit goes by.
+
+    Attributes:
+        source, target: the two bases, for the means of their activations.
+        tuned: the model to be carried over.
+        maps: between the activations of the bases (streams at every junction).
+        public: site whose output users see -> matrix (target's, tuned's) that takes the one to the other; a public
+            output that is not there is the same for both (logits).
+    """
+
+    source: Probe
+    target: Probe
+    tuned: Probe
+    maps: Maps
+    public: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    student: Probe,
+    teachers: Teachers,
+    form: Layout,
+    inputs: Prepared,
+    options: FitOptions,
+    *,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Fits the linear modules of a model, one after the other.
+
+    Args:
+        student: starts as target, in the class of the output; it is changed.
+        teachers: what it is to do.
+        form: the layout of the maps.
+        inputs: unlabelled.
+        options: see there.
+
+    Returns:
+        Canonical name -> weight or bias of every module that the inputs reach, float32 or float64, in the shape stored.
+    """
+    first = next(batches(inputs))
+    stages = [_fittable(student, teachers, form, group) for group in student.order(first)]
+    means = _means(teachers, form, [name for stage in stages for name in stage], inputs)
+    replays = Replay(student), Replay(teachers.tuned)
+    found: dict[str, Tensor] = {}
+    for stage in tqdm([one for one in stages if one], desc="fitting", unit="stage", disable=not progress):
+        fits, done = {name: (Fit(), Fit()) for name in stage}, 0
+        for number, batch in enumerate(batches(inputs)):
+            seen, wanted = (one.see(number, batch, stage) for one in replays)
+            for name in stage:
+                goal = _goal(student.sites[name], teachers, form, wanted[name], means.get(name))
+                _add(fits[name], seen[name], goal, batch.get("attention_mask"), options.first, done)
+            done += len(next(iter(batch.values())))
+        for name, one in fits.items():
+            found |= _solved(student, student.sites[name], one, options.ridge)
+    return found
+
+
+def _fittable(student: Probe, teachers: Teachers, form: Layout, group: list[str]) -> list[str]:
+    """The sites of a stage that can be fitted: tuned has them, and it is no table of tokens."""
+    return [
+        name
+        for name in group
+        if name in teachers.tuned.sites and not _is_vocabulary(form, name) and _has_goal(student, teachers, form, name)
+    ]
+
+
+def _has_goal(student: Probe, teachers: Teachers, form: Layout, name: str) -> bool:
+    """Whether what tuned gives there can be told in target's coordinates: a map, or the same number of units."""
+    mine, its = student.sites[name], teachers.tuned.sites[name]
+    dim = _output_dim(form, name)
+    axis = form.params[name].dims[dim]  # type: ignore[index]
+    mapped = all(part.space in teachers.maps.spaces for part in axis.parts)
+    return mine.widths[dim] == its.widths[dim] or mapped or name in teachers.public
+
+
+def _output_dim(form: Layout, name: str) -> int:
+    return next(dim for dim in range(2) if dim not in form.params[name].inputs)
+
+
+def _is_vocabulary(form: Layout, name: str) -> bool:
+    return any(space.split(".")[-1] == "vocab" for space in form.params[name].spaces)
+
+
+def _means(teachers: Teachers, form: Layout, names: list[str], inputs: Prepared) -> dict[str, tuple[Tensor, Tensor]]:
+    """Site -> mean activation of source and of target, over all tokens, where both bases have it."""
+    sums: dict[str, list[Tensor]] = {}
+    rows: dict[str, int] = {}
+    for batch in batches(inputs, teachers.target.size_of(inputs, names)):
+        mask = batch.get("attention_mask")
+        seen = [probe.see(batch, names) for probe in (teachers.source, teachers.target)]
+        for name in names:
+            if all(name in one for one in seen):
+                found = [rows_of(one[name].y, mask) for one in seen]
+                old = sums.get(name, [torch.zeros(()), torch.zeros(())])
+                news = [one.sum(0, dtype=torch.float64) for one in found]
+                sums[name] = [total.to(new) + new for total, new in zip(old, news, strict=True)]
+                rows[name] = rows.get(name, 0) + len(found[0])
+    return {name: (left / rows[name], right / rows[name]) for name, (left, right) in sums.items()}
+
+
+def _goal(site: Site, teachers: Teachers, form: Layout, wanted: Seen, means: tuple[Tensor, Tensor] | None) -> Tensor:
+    """What a site of target should give for what tuned gives, of the same leading dimensions."""
+    z = wanted.y
+    if site.name in teachers.public:
+        return z @ teachers.public[site.name].to(z).T
+    dim = _output_dim(form, site.name)
+    axis = form.params[site.name].dims[dim]  # type: ignore[index]
+    width = site.widths[dim]
+    pieces = []
+    for part, start, length in part_slices(axis, width, {n: s.size for n, s in form.spaces.items()}):
+        its_start, its_length = (n * z.shape[-1] // width for n in (start, length))
+        piece, found = z.narrow(-1, its_start, its_length), teachers.maps[part.space] if part.space else None
+        if found is not None:
+            left, right = (None, None) if means is None else means
+            piece = piece if left is None else piece - left.narrow(-1, its_start, its_length).to(z)
+            piece = found.apply(piece, -1)
+            piece = piece if right is None else piece + right.narrow(-1, start, length).to(z)
+        pieces.append(piece)
+    return torch.cat(pieces, -1)
+
+
+def _add(halves: tuple[Fit, Fit], seen: Seen, goal: Tensor, mask: Tensor | None, first: float, done: int) -> None:
+    """Adds what one batch says, `done` inputs after the first: every other input to either half."""
+    wanted = goal if seen.carry is None else goal - seen.carry
+    weights = seen.x.new_ones(*seen.x.shape[:-1], 1)
+    if weights.ndim > 2:
+        weights[:, 0] = first
+    for start, half in ((done % 2, halves[0]), (1 - done % 2, halves[1])):
+        rows = [rows_of(x[start::2], None if mask is None else mask[start::2]) for x in (seen.x, wanted, weights)]
+        half.add(rows[0], rows[1], rows[2][:, 0])
+
+
+def _solved(student: Probe, site: Site, halves: tuple[Fit, Fit], ridge: float | None) -> dict[str, Tensor]:
+    """Solves for one module and sets it in the student; the tensors by canonical name."""
+    parameter = student.module.get_parameter(site.weight)
+    scale = parameter.new_ones(1) if site.scale is None else student.module.get_parameter(site.scale).detach()
+    scale = scale.double()
+    prior = scale[:, None] * (parameter.T if site.transposed else parameter).detach().double()
+    has_bias = site.bias is not None
+    ridge = chosen_ridge(halves, prior, bias=has_bias) if ridge is None else ridge
+    weight, bias = (halves[0] + halves[1]).solve(prior, ridge, bias=has_bias)
+    weight, bias = weight / scale[:, None], None if bias is None else bias / scale
+    found = {site.name: (weight.T if site.transposed else weight).to(parameter.dtype).contiguous()}
+    if bias is not None and site.bias is not None:
+        found[site.bias] = bias.to(parameter.dtype)
+    with torch.no_grad():
+        for name, value in found.items():
+            student.module.get_parameter(student.names[name]).copy_(value)
+    return {name: value.cpu() for name, value in found.items()}
+
+
+# --- a port -------------------------------------------------------------------------------------------------------
+
+
+def fit_port(
+    start: PortedTensors, inputs: Prepared, options: FitOptions, *, device: str = "cpu", progress: bool = False
+) -> dict[str, Tensor]:
+    """The fitted tensors of a port.
+
+    Args:
+        start: the port before it is fitted: target, with embeddings and heads as maps carry them.
+        inputs: unlabelled, processed for target.
+        options: see there.
+
+    Returns:
+        Canonical name -> weight or bias.
+
+    Raises:
+        InputError: a model cannot be run here.
+    """
+    models, maps = start.models, start.maps
+    form = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
+    source, target = (
+        probe_of_source(models.source, models, device),
+        probe_of_model(models.target, models.layout, device),
+    )
+    student, tuned = student_and_tuned(start, device)
+    teachers = Teachers(source, target, tuned, replace(maps, spaces=start.spaces))
+    teachers = replace(teachers, public=_public_maps(teachers, form, inputs))
+    return fit(student, teachers, form, inputs, options, progress=progress)
+
+
+def student_and_tuned(start: PortedTensors, device: str) -> tuple[Probe, Probe]:
+    """The output of a port as a model that runs, and the model that is carried over."""
+    models = start.models
+    assert models.tuned is not None
+    _, config = output_config(start.plan, models)
+    state = {out: start.read(out).clone() for out in start.steps}  # the student changes, the checkpoints must not
+    dtype = torch.promote_types(start.plan.dtype, torch.float32)
+    live = load_live(replace(models.target.checkpoint, config=config), state=state, device=device, dtype=dtype)
+    return probe_of_live(live, models.layout), probe_of_source(models.tuned, models, device)
+
+
+def _public_maps(teachers: Teachers, form: Layout, inputs: Prepared) -> dict[str, Tensor]:
+    """For the joint embedding of a model of two towers: what takes tuned's to target's, (target's, tuned's).
+
+    What users see is how near an embedding is to those of their prompts. So M is the best rotation between the
+    embeddings of the bases on the inputs (the identity where the other tower of both is the same), and what it leaves
+    wrong at the prompts P is made good there: E = M + P_target^+ (P_tuned - P_target M).
+    """
+    names = [name for name in teachers.target.sites if embeds(form, name)]
+    evidence = collect(teachers.source, teachers.target, form, inputs, names=names)
+    found = {}
+    for name in (one for one in names if one in evidence):
+        scores = scores_of({name: evidence[name]})[name]
+        same = _same_other_tower(teachers.source, teachers.target, name)
+        first = torch.eye(len(scores), dtype=torch.float64) if same else best_rotation(scores)
+        found[name] = _through_prompts(first, teachers, inputs)
+    return found
+
+
+def _through_prompts(first: Tensor, teachers: Teachers, inputs: Prepared) -> Tensor:
+    target, tuned = teachers.target.prompt_features(inputs), teachers.tuned.prompt_features(inputs)
+    if target is None or tuned is None:
+        return first
+    target, tuned = target.double().cpu(), tuned.double().cpu()
+    return first + torch.linalg.pinv(target, rtol=1e-6) @ (tuned - target @ first)
+
+
+def _same_other_tower(source: Probe, target: Probe, projection: str) -> bool:
+    """Whether the tower that the embeddings are compared with is the same in both bases."""
+    mine = "text" if projection.startswith("text") else "vi"
+    pairs = [(n, target.names.get(n)) for n in source.names if not n.startswith(mine) and n != "logit_scale"]
+    return all(
+        there is not None
+        and torch.equal(source.module.get_parameter(source.names[n]), target.module.get_parameter(there))
+        for n, there in pairs
+    )
