@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors as hub_errors
@@ -399,3 +400,21 @@ def test_local_paths_do_not_reach_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(InputError, match=r"no such file or folder"):
         open_checkpoint(Path("org/name"))
     assert not calls
+
+
+def test_a_state_dict_is_copied_once() -> None:
+    """The caller goes on with the model: what was opened stays what it was, also where numpy shares the memory."""
+    given = tensors()
+    given["tied"], given["flat"] = given["b.weight"], given["b.weight"].view(-1)
+    given["numpy"] = torch.from_numpy(array := np.ones((2, 2), dtype=np.float32))
+    config = {"model_type": "bert", "id2label": {"0": "A"}}
+    opened = open_checkpoint(given, config=config)
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    for tensor in given.values():
+        tensor.zero_()
+    array[:] = 7
+    config["id2label"]["0"] = "B"
+    assert all(torch.equal(opened.tensor(name), tensor) for name, tensor in before.items())
+    assert opened.tensor("tied").data_ptr() == opened.tensor("b.weight").data_ptr()
+    assert opened.fingerprint() == open_checkpoint(before).fingerprint()
+    assert opened.config["id2label"] == {"0": "A"}

@@ -719,3 +719,21 @@ def test_inputs_are_not_changed(trio: Folders, tmp_path: Path) -> None:
 
 def test_state_of_is_what_is_on_disk(trio: Folders) -> None:
     assert same(state_of(load(BertForMaskedLM, trio[0])), read(trio[0]))
+
+
+def test_the_result_is_of_the_models_as_they_were_given() -> None:
+    """Models in memory are trained on afterwards, and what the port gives is trained too: neither changes the port."""
+    source = bert(BertForMaskedLM)
+    tuned = fine_tuned(source, BertForSequenceClassification)
+    models = source, tuned, bert(BertForMaskedLM, seed=1)
+    config = source.config.to_dict() | {"architectures": ["BertForSequenceClassification"]}
+    wanted = port(*(copy.deepcopy(one.state_dict()) for one in models), config=config, method="naive").state_dict()
+    result = port(*(one.state_dict() for one in models), config=config, method="naive")
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data.zero_()
+    first = result.state_dict()
+    assert same(first, wanted)
+    for tensor in first.values():
+        tensor.zero_()
+    assert same(result.state_dict(), wanted)

@@ -5,6 +5,7 @@ Nothing in a checkpoint is ever executed: pickles are read with `weights_only=Tr
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -158,7 +159,8 @@ def open_checkpoint(
 
     Args:
         location: A model folder (transformers, open_clip, timm), a .safetensors/.pt/.pth/.bin file, a hub id
-            ("org/name", "org/name@revision"), a mapping name -> tensor, or a Checkpoint.
+            ("org/name", "org/name@revision"), a mapping name -> tensor, or a Checkpoint. A mapping is copied (tied
+            tensors once), so that it can be changed later: training a model changes its state dict.
         config: Keys that go over those of the folder's config: a mapping, a JSON file, or JSON text ("{...").
 
     Raises:
@@ -168,7 +170,8 @@ def open_checkpoint(
     if isinstance(location, Checkpoint):
         return replace(location, config={**location.config, **extra}) if extra else location
     if isinstance(location, Mapping):
-        return _assemble("in memory", None, "state_dict", extra, {"": _mapping_part(location, "", "in memory")})
+        part = _mapping_part(location, "", "in memory", copied=True)
+        return _assemble("in memory", None, "state_dict", extra, {"": part})
     where = os.fspath(location)
     path = Path(where).expanduser()
     if where and os.path.isdir(path):
@@ -183,7 +186,7 @@ def open_checkpoint(
 
 def _given_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
     if config is None or isinstance(config, Mapping):
-        return dict(config or {})
+        return copy.deepcopy(dict(config or {}))  # the caller may go on to change it, like the tensors
     text = os.fspath(config)
     return _object(text, "config text") if text.lstrip().startswith("{") else _read_object(Path(text).expanduser())
 
@@ -377,7 +380,7 @@ def _pickle_part(path: Path) -> _Part:
     return _mapping_part(content, path.name, str(path))
 
 
-def _mapping_part(content: Any, file: str, where: str) -> _Part:
+def _mapping_part(content: Any, file: str, where: str, *, copied: bool = False) -> _Part:
     """A part of a state dict, after unwrapping one level ({"state_dict": ...} and such)."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in _UNWRAP if isinstance(content.get(key), Mapping)), content)
@@ -392,7 +395,20 @@ def _mapping_part(content: Any, file: str, where: str) -> _Part:
     if not tensors:
         raise InputError(f"{where}: no tensors in it; a state dict is read, alone or under one of {', '.join(_UNWRAP)}")
     infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype, file) for name, tensor in tensors.items()}
-    return _Part(infos, lambda name: tensors[name].cpu())
+    kept = _copies(tensors) if copied else tensors
+    return _Part(infos, lambda name: kept[name].cpu())
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU; tensors that are one in memory (tied weights) stay one."""
+    made: dict[object, torch.Tensor] = {}
+    found = {}
+    for name, x in tensors.items():
+        place = x.device, x.data_ptr(), x.shape, x.stride(), x.dtype
+        if place not in made:
+            made[place] = x.to("cpu", copy=True)
+        found[name] = made[place]
+    return found
 
 
 def _fetch(where: str, repo: str, revision: str | None) -> Path:

@@ -58,8 +58,10 @@ class PortResult:
     tensors: PortedTensors = field(repr=False)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor of the ported model, by its name in the output."""
-        return self.tensors.read(name)
+        """One tensor of the ported model, by its name in the output; the caller's own, to change as they like."""
+        found = self.tensors.read(name)
+        # Only sums are new: what is copied or carried can be the very tensor that an input holds.
+        return found if self.tensors.steps[name].action == "add" else found.clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors of the ported model, in memory."""
@@ -90,7 +92,8 @@ def port(
     """Carries a fine-tune of `source` over to `target`.
 
     Args:
-        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, or state dict.
+        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, or state dict. State dicts
+            are copied: changing them (or the model they are from) afterwards does not change the result.
         out: folder to write; None keeps the result in memory (`PortResult.state_dict`).
         method: a row of `transfuse.METHODS`, or "auto" (`auto.py`), which looks at the models and takes one.
         alpha: scale of the task vector.
