@@ -1,4 +1,4 @@
-"""Reading checkpoints: folders, single files, hub models and state dicts in memory, one tensor at a time.
+"""Reading checkpoints: folders, single files, hub models and models in memory, one tensor at a time.
 
 Nothing in a checkpoint is ever executed: pickles are read with `weights_only=True`, which refuses code.
 """
@@ -25,6 +25,7 @@ import huggingface_hub
 import torch
 from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from ..errors import InputError
 
@@ -51,6 +52,7 @@ _COMPANIONS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
 # Wrappers of training code (DataParallel, torch.compile) put their own name before every tensor name.
 _WRAPPERS = ("module.", "_orig_mod.")
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _UNWRAP = ("state_dict", "model", "model_state_dict")
 _QUANTISED = {"qweight", "qzeros", "SCB", "absmax", "quant_state"}
 _ADAPTER = "adapters are not read yet: load it with peft, call merge_and_unload(), save the merged model and give that"
@@ -83,9 +85,9 @@ class Checkpoint:
     """A model's tensors, read from disk only when asked for and never cached.
 
     Attributes:
-        location: What the user gave ('in memory' for a mapping).
+        location: What the user gave ('in memory' for a mapping or a module).
         root: Folder on disk; the parent for a single file, None in memory.
-        kind: "transformers", "open_clip", "timm" or "state_dict" (a bare file, a mapping, a folder without config).
+        kind: "transformers", "open_clip", "timm" or "state_dict" (a bare file, in memory, a folder without config).
         config: Parsed config, with the caller's keys over it; {} if there is none.
         headers: Tensor infos by name, in file order, without the wrapper prefix ("module.", "_orig_mod.").
         shards: File name -> names of the tensors in it.
@@ -151,27 +153,38 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    location: str | os.PathLike[str] | Mapping[str, torch.Tensor] | Checkpoint,
+    location: str | os.PathLike[str] | Mapping[str, torch.Tensor] | nn.Module | Checkpoint,
     *,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    role: str = "the model",
 ) -> Checkpoint:
     """Opens a checkpoint; only file headers are read.
 
     Args:
         location: A model folder (transformers, open_clip, timm), a .safetensors/.pt/.pth/.bin file, a hub id
-            ("org/name", "org/name@revision"), a mapping name -> tensor, or a Checkpoint. A mapping is copied (tied
-            tensors once), so that it can be changed later: training a model changes its state dict.
-        config: Keys that go over those of the folder's config: a mapping, a JSON file, or JSON text ("{...").
+            ("org/name", "org/name@revision"), a mapping name -> tensor, a module (its state dict, and its
+            config if it has one), or a Checkpoint. What is in memory is copied (tied tensors once), so that it can be
+            changed later: training a model changes its state dict.
+        config: Keys that go over those of the model's own config: a mapping, a JSON file, or JSON text ("{...").
+        role: What the model is to the caller ("source", "tuned", ...), for messages.
 
     Raises:
-        InputError: It is not there, not readable, not complete, quantised, an adapter, or holds code.
+        InputError: It is not there, not readable, not complete, quantised, an adapter, or holds code; or nothing that
+            can be opened.
     """
     extra = _given_config(config)
     if isinstance(location, Checkpoint):
         return replace(location, config={**location.config, **extra}) if extra else location
+    if isinstance(location, nn.Module):
+        location, extra = location.state_dict(), {**_config_of(location), **extra}
     if isinstance(location, Mapping):
         part = _mapping_part(location, "", "in memory", copied=True)
         return _assemble("in memory", None, "state_dict", extra, {"": part})
+    if not isinstance(location, str | os.PathLike):
+        raise InputError(
+            f"{role} is given as {type(location).__name__}, which is no model: give a folder, a weight file, a hub id, "
+            "a state dict (name -> tensor) or a torch.nn.Module"
+        )
     where = os.fspath(location)
     path = Path(where).expanduser()
     if where and os.path.isdir(path):
@@ -189,6 +202,19 @@ def _given_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> 
         return copy.deepcopy(dict(config or {}))  # the caller may go on to change it, like the tensors
     text = os.fspath(config)
     return _object(text, "config text") if text.lstrip().startswith("{") else _read_object(Path(text).expanduser())
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    """What a model's own config says, as it would stand in a file; {} if it has none."""
+    inner = getattr(model, "_orig_mod", model.module if isinstance(model, _PARALLEL) else model)
+    if inner is not model:
+        return _config_of(inner)
+    own: Any = getattr(model, "config", None)
+    if not hasattr(own, "to_dict"):
+        return {}
+    found = json.loads(json.dumps(own.to_dict(), default=str))  # a file has text where labels have numbers
+    # The config of a model with a new head still names the class that it was loaded from until it is saved.
+    return {**found, "architectures": [type(model).__name__]}
 
 
 def _read_object(path: Path) -> dict[str, Any]:

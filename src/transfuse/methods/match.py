@@ -79,7 +79,7 @@ def match(
     """Finds which unit of source is which unit of target.
 
     Args:
-        source, target: the two bases: directory, file, hub id, or state dict.
+        source, target: the two bases: directory, file, hub id, state dict or module.
         method: a row of `transfuse.METHODS`.
         family: layout family, if the config does not say it.
         config: added to both models' configs.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..families.table import Family
@@ -17,7 +17,7 @@ from ..files.checkpoint import Checkpoint
 from ..spaces.layout import Layout
 from .resizing import Resizing
 
-ModelLike = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
+ModelLike = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | Checkpoint
 
 
 ConfigLike = Mapping[str, Any] | str | os.PathLike[str] | None

@@ -78,15 +78,16 @@ def make_plan(models: Models) -> Plan:
     """Decides what happens to every tensor.
 
     Raises:
-        InputError: nothing would be moved.
+        InputError: there is no fine-tune, or nothing would be moved.
     """
-    assert models.tuned is not None
+    if models.tuned is None:
+        raise InputError("tuned is given as NoneType, which is no model: give the fine-tune that is to be carried over")
     new_heads = _new_heads(models) if models.family else set()
     own = models.tuned.disk if models.resizing is None else filter(models.is_head, models.tuned.disk)
     actions = {name: _action(models, name, new_heads) for name in [*models.target.disk, *own]}
     as_tuned = "carry" in actions.values() and models.family is not None
     if as_tuned:
-        actions = {n: "drop" if _is_left_behind(models, n) and a == "copy" else a for n, a in actions.items()}
+        actions = {n: "drop" if _is_left_behind(models, n) and a in ("copy", "add") else a for n, a in actions.items()}
     steps = tuple(Step(n, _out_name(models, n, as_tuned), a) for n, a in actions.items() if a != "skip")
     if not any(step.action in ("add", "carry") for step in steps):
         raise InputError(f"no tensor of {models.tuned.checkpoint.location} can be moved: there is nothing to port")
@@ -160,7 +161,7 @@ def _has_head(model: Model, name: str) -> bool:
 def _is_left_behind(models: Models, name: str) -> bool:
     """A head of target that tuned's architecture has no place for."""
     assert models.tuned is not None
-    return name not in models.tuned and (models.is_head(name) or models.lacks_tower(models.tuned, name))
+    return not _has_head(models.tuned, name) and (models.is_head(name) or models.lacks_tower(models.tuned, name))
 
 
 def _out_name(models: Models, name: str, as_tuned: bool) -> str:

@@ -92,8 +92,8 @@ def port(
     """Carries a fine-tune of `source` over to `target`.
 
     Args:
-        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, or state dict. State dicts
-            are copied: changing them (or the model they are from) afterwards does not change the result.
+        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, state dict or module. What is
+            in memory is copied: changing it afterwards does not change the result.
         out: folder to write; None keeps the result in memory (`PortResult.state_dict`).
         method: a row of `transfuse.METHODS`, or "auto" (`auto.py`), which looks at the models and takes one.
         alpha: scale of the task vector.
