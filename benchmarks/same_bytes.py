@@ -40,7 +40,6 @@ import numpy
 import safetensors
 import torch
 import transformers
-
 from same_bytes_runs import RUNS
 
 LEVELS = ("tensors", "files", "reports")
@@ -48,6 +47,7 @@ DIGITS = 1e-9
 # Keys of reports that say when, where and with what, and files that are made for eyes.
 _IGNORED_KEYS = re.compile(r"(^|/)(seconds|versions?|transfuse|transfuse_version|cores|machine|command)(/|$)")
 _IGNORED_FILES = re.compile(r"(^|/)(README\.md|.*\.(html|png|svg|pdf))$|^cache/")
+_REPORTS = ("result.json", "train.json")
 _LOGGED = re.compile(r"^(WARNING|ERROR|INFO) [\w.]+: ")
 _SECONDS = re.compile(r"\b\d+(\.\d+)? s\b")
 
@@ -185,7 +185,7 @@ def add_file(found: Result, path: Path, file: str, places: Mapping[str, str]) ->
     """A file under the level where it belongs."""
     if path.suffix == ".safetensors":
         _add_tensors(found, path, file, places)
-    elif path.name == "result.json" or (path.suffix == ".json" and "table" in path.name):
+    elif path.name in _REPORTS:
         content = flat(json.loads(_placed(path.read_text(), places)))
         found["reports"] |= {f"{file}: {key}": value for key, value in content.items()}
     else:
@@ -198,7 +198,7 @@ def add_file(found: Result, path: Path, file: str, places: Mapping[str, str]) ->
 def _add_tensors(found: Result, path: Path, file: str, places: Mapping[str, str]) -> None:
     """Tensors by name, dtype, shape, bytes, whatever the order in the file; the norm tells how far off a change is."""
     with safetensors.safe_open(path, "pt") as opened:
-        for name in opened.keys():
+        for name in sorted(opened.keys()):
             t = opened.get_tensor(name).contiguous()
             raw = t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
             norm = float(t.double().norm()) if t.numel() else 0.0

@@ -1,7 +1,8 @@
-"""The tiny models, data, tasks and recipes that `same_bytes.py` works on, made without transfuse.
+"""The tiny models that `same_bytes.py` works on, made without transfuse.
 
-A folder of models for each family: `old` (the base), `tuned` and `tuned2` (fine-tunes of it), and new bases: `continued`
-(old trained further), `moved` (old with its units in another order and noise), `independent`, and others of other shapes.
+A folder of models for each family: `old` (the base), `tuned` and `tuned2` (fine-tunes of it), and new bases:
+`continued` (old trained further), `moved` (old with its units in another order and noise), `weak` (the same with much
+more noise), `independent`, `shards` (bfloat16, several files), and others of other shapes or with other words.
 """
 
 from __future__ import annotations
@@ -14,41 +15,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import tokenizers
 import torch
 import transformers
-import yaml
-from PIL import Image
 from safetensors.torch import load_file, save_file
+from same_bytes_data import (
+    COLOURS,
+    HIDDEN,
+    LAYERS,
+    PIXELS,
+    TEXTS,
+    WIDTH,
+    write_images,
+    write_recipes,
+    write_tasks,
+    write_texts,
+)
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
-WIDTH, HIDDEN = 16, 24
-COLOURS = {"blue": (30, 30, 200), "green": (30, 200, 30), "red": (200, 30, 30)}
-TEXTS = {
-    "good": ["a fine film", "truly great work", "a great and fine thing", "lovely", "what a joy"],
-    "bad": ["a poor film", "truly awful work", "an awful and poor thing", "terrible", "what a bore"],
-}
-_WORDS = sorted({word for texts in TEXTS.values() for text in texts for word in text.split()} | {"photo", "of", *COLOURS})
+_TEXTS = [*(text for texts in TEXTS.values() for text in texts), "photo of", *COLOURS]
+_WORDS = sorted({word for text in _TEXTS for word in text.split()})
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TOKENS = [*_SPECIAL, *_WORDS, "good", "number"]
 # The same words under other ids, and some more.
 OTHER_TOKENS = [*_SPECIAL, "film,", "films", *reversed(_WORDS), "good", "works"]
 
-_LAYERS = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": HIDDEN}
-_TEXT = {**_LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 20, "pad_token_id": 0, "type_vocab_size": 2}
+_TEXT = {**LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 20, "pad_token_id": 0, "type_vocab_size": 2}
 _DISTIL = {
     "vocab_size": len(TOKENS), "max_position_embeddings": 20, "dim": WIDTH, "n_layers": 2, "n_heads": 4,
     "hidden_dim": HIDDEN, "pad_token_id": 0,
 }  # fmt: skip
-_PIXELS = {**_LAYERS, "image_size": 8, "patch_size": 4, "num_channels": 3}
-_DINO = {**_LAYERS, "image_size": 8, "patch_size": 4, "mlp_ratio": 2}
-_TOWER = {**_LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 16, "projection_size": WIDTH}
+_DINO = {**LAYERS, "image_size": 8, "patch_size": 4, "mlp_ratio": 2}
+_TOWER = {**LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 16, "projection_size": WIDTH}
 _TOWERS = {
     "text_config": {**_TOWER, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0},
-    "vision_config": _PIXELS,
+    "vision_config": PIXELS,
 }
 _T5 = {
     "vocab_size": len(TOKENS), "d_model": WIDTH, "d_kv": 6, "d_ff": HIDDEN, "num_layers": 2, "num_decoder_layers": 2,
@@ -93,13 +96,11 @@ FAMILIES = (
     Family("roberta", "RobertaForMaskedLM", "RobertaForSequenceClassification", _TEXT, _MOODS),
     Family("distilbert", "DistilBertModel", "DistilBertForSequenceClassification", _DISTIL, _MOODS),
     Family("electra", "ElectraModel", "ElectraForSequenceClassification", {**_TEXT, "embedding_size": 12}, _MOODS),
-    Family("vit", "ViTModel", "ViTForImageClassification", _PIXELS, _KINDS, "image", _IMAGE_SHAPES),
-    Family("vitc", "ViTForImageClassification", "ViTForImageClassification", _PIXELS, _KINDS, "image"),
-    Family("deit", "DeiTModel", "DeiTForImageClassification", _PIXELS, _KINDS, "image"),
+    Family("vit", "ViTModel", "ViTForImageClassification", PIXELS, _KINDS, "image", _IMAGE_SHAPES),
+    Family("vitc", "ViTForImageClassification", "ViTForImageClassification", PIXELS, _KINDS, "image"),
+    Family("deit", "DeiTModel", "DeiTForImageClassification", PIXELS, _KINDS, "image"),
     Family("dinov2", "Dinov2Model", "Dinov2ForImageClassification", _DINO, _KINDS, "image"),
-    Family(
-        "swiglu", "Dinov2Model", "Dinov2ForImageClassification", {**_DINO, "use_swiglu_ffn": True}, _KINDS, "image"
-    ),
+    Family("swiglu", "Dinov2Model", "Dinov2ForImageClassification", {**_DINO, "use_swiglu_ffn": True}, _KINDS, "image"),
     Family(
         "registers",
         "Dinov2WithRegistersModel",
@@ -146,14 +147,15 @@ def write_family(place: Path, family: Family, seed: int) -> None:
     moved = copy.deepcopy(old)
     moved.load_state_dict(reordered(old.state_dict(), seed + 40))
     save(noisy(moved, 0.3, seed + 41), place / "moved", family)
+    save(noisy(moved, 1.6, seed + 42), place / "weak", family)
     labels = family.labels if family.base == family.tuned else ()
     save(build(family.base, family.config, seed + 50, labels), place / "independent", family)
     for number, (name, changes) in enumerate(family.shapes.items()):
         other = build(family.base, {**family.config, **changes}, seed + 60 + number)
-        known = {key: t for key, t in old.state_dict().items() if t.shape == other.state_dict()[key].shape} if not {
-            "hidden_size", "num_hidden_layers"
-        } & set(changes) else {}  # fmt: skip
-        other.load_state_dict(known, strict=False)
+        if not {"hidden_size", "num_hidden_layers"} & set(changes):  # the same model for other inputs
+            shapes = {key: t.shape for key, t in other.state_dict().items()}
+            fitting = {key: t for key, t in old.state_dict().items() if t.shape == shapes[key]}
+            other.load_state_dict(fitting, strict=False)
         save(noisy(other, 0.05, seed + 70), place / name, family, OTHER_TOKENS if name == "words" else TOKENS)
 
 
@@ -378,130 +380,3 @@ def write_broken(place: Path) -> None:
             del state[first]
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text((place / "bert" / "tuned" / "config.json").read_text())
-
-
-# --- data, tasks, recipes -----------------------------------------------------------------------------------------
-
-
-def write_images(folder: Path, classes: int = 3) -> None:
-    """Folders of images by class: colours with noise, or so many random patterns."""
-    rng = numpy.random.default_rng(classes)
-    patterns = {name: numpy.full((8, 8, 3), 0) + numpy.array(colour) for name, colour in COLOURS.items()}
-    if classes > len(COLOURS):
-        patterns = {f"kind {i}": rng.integers(30, 220, (8, 8, 3)) for i in range(classes)}
-    for split, count in (("train", 14), ("test", 8)):
-        for name, pattern in patterns.items():
-            (folder / split / name).mkdir(parents=True)
-            for row in range(count):
-                pixels = (pattern + rng.integers(-60, 60, (8, 8, 3))).clip(0, 255).astype(numpy.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{row}.png")
-
-
-def write_texts(folder: Path) -> None:
-    """train.tsv and dev.tsv with columns sentence and label, and plain.txt."""
-    folder.mkdir()
-    rows = [(f"{text} {end}".strip(), label) for end in ("", "number", "of a film", "and work")
-            for label, texts in TEXTS.items() for text in texts]  # fmt: skip
-    for split in ("train", "dev"):
-        lines = "".join(f"{text}\t{label}\n" for text, label in rows[:: 1 if split == "train" else 2])
-        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + lines)
-    (folder / "plain.txt").write_text("".join(f"{text}\n\n" for text, _ in rows))
-
-
-def tasks(place: Path) -> dict[str, dict[str, Any]]:
-    """By name."""
-    images: dict[str, Any] = {"path": str(place / "images"), "local": "images"}
-    texts: dict[str, Any] = {"path": str(place / "texts"), "test": "dev"}
-    return {
-        "images": {"kind": "image-classification", "data": images},
-        "turned": {"kind": "image-classification", "data": {**images, "transform": "rotate90"}},
-        "zeroshot": {"kind": "zero-shot-image-classification", "data": images, "templates": ["a photo of a {}."]},
-        "texts": {"kind": "text-classification", "data": texts, "max_length": 12},
-        "words": {"kind": "masked-lm", "data": {**texts, "train": "plain", "test": "plain"}, "max_length": 12},
-        "answers": {"kind": "seq2seq", "data": texts, "max_length": 12},
-    }
-
-
-def write_tasks(place: Path) -> None:
-    """A JSON file for each task."""
-    (place / "tasks").mkdir()
-    for name, task in tasks(place).items():
-        (place / "tasks" / f"{name}.json").write_text(json.dumps(task))
-
-
-def write_recipes(place: Path) -> None:
-    """Recipes for `bench`: every section on ViTs, and transport of CLIPs with and without inputs."""
-    (place / "recipes").mkdir()
-    for name, recipe in {"vits": _vits(tasks(place)), "clips": _clips(tasks(place))}.items():
-        (place / "recipes" / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-
-
-def _models(config: dict[str, Any], task: dict[str, Any], tuned: dict[str, Any], **init: Any) -> dict[str, Any]:
-    start = {"config": config, "std": 0.2, **init}
-    train = {"task": task, "steps": 4, "batch_size": 16, "lr": 0.003}
-    return {
-        "start": {"init": start},
-        "other": {"init": {**start, "seed": 1}},
-        "source": {"base": "start", "train": train},
-        "tuned": {"base": "source", "train": {**train, "task": tuned}},
-        "independent": {"base": "other", "train": train},
-        "planted": {"base": "source", "plant": "permutation", "of": "source"},
-    }
-
-
-def _vits(known: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **_PIXELS}
-    images = known["images"]
-    other = {**images, "data": {**images["data"], "transform": "rotate90", "classes": ["azure", "grass", "rose"]}}
-    carried = {"source": "source", "tasks": {"turned": {"tuned": "tuned"}}, "methods": ["tied"], "null_trials": 1}
-    methods = ["tied", "orthogonal", {"method": "transfusion", "tie_qkv": False}, "functional"]
-    few = {**carried, "targets": {"planted": "planted"}}
-    return {
-        "name": "vits",
-        "title": "Colours",
-        "seeds": [0],
-        "tasks": {"upright": images, "turned": other},
-        "models": _models(config, images, other),
-        "transport": {
-            **carried,
-            "methods": methods,
-            "alphas": [0.5, 1.0],
-            "targets": {"planted": "planted", "independent": "independent"},
-            "support": "upright",
-        },
-        "alpha": {**few, "alphas": [0.25, 1.0]},
-        "fewshot": {**few, "shots": [1], "steps": 2},
-        "interpolation": {
-            "pairs": {"line": ["source", "independent"]},
-            "task": "upright",
-            "methods": ["tied", {"method": "transfusion", "tie_qkv": False}],
-            "points": 3,
-        },
-    }
-
-
-def _clips(known: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    towers = {"text_config": {**_LAYERS, "max_position_embeddings": 16}, "vision_config": _PIXELS}
-    config = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 8, **towers}
-    task = known["zeroshot"]
-    words = {"vocab_size": 100, "texts": [f"a photo of a {name}." for name in COLOURS]}
-    tuned = {**task, "data": {**task["data"], "transform": "rotate90"}}
-    return {
-        "name": "clips",
-        "title": "Colours by name",
-        "seeds": [0],
-        "tasks": {"upright": task, "turned": tuned},
-        "models": _models(config, task, tuned, tokenizer=words),
-        "transport": {
-            "source": "source",
-            "targets": {"planted": "planted", "independent": "independent"},
-            "tasks": {"turned": {"tuned": "tuned"}},
-            "methods": [
-                "ot",
-                {"method": "theseus", "inputs": {"count": 16}},
-                {"method": "functional", "inputs": {"task": "synthetic", "count": 16}},
-            ],
-            "alphas": [1.0],
-            "null_trials": 0,
-        },
-    }

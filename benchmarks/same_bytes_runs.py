@@ -1,6 +1,6 @@
 """The runs of `same_bytes.py`: name -> command lines, one after the other in one empty folder.
 
-`@x` stands for the path of x in the folder of models; every `{old}` and `{tuned}` of a family is written out by `_port`.
+`@x` stands for the path of x in the folder of models. Method and family are crossed as far as each adds something.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _ports() -> dict[str, Sequence[str]]:
         runs[f"port/{family}"] = [
             _port(family, "moved", "--method tied", "tied"),
             _port(family, "moved", "--method transfusion", "transfusion"),
-            _port(family, "independent", f"--method functional --inputs-count 12 --inputs @tasks/{task}.json", "fitted"),
+            _port(family, "independent", f"--method functional --inputs @tasks/{task}.json --inputs-count 12", "fit"),
         ]
     for family in ("open_clip", "timm", "t5gated"):
         runs[f"port/{family}"] = [
@@ -60,6 +60,7 @@ def _ports() -> dict[str, Sequence[str]]:
 _OPTIONS: dict[str, Sequence[str]] = {
     "auto/continued": [_port("vit", "continued", "")],
     "auto/moved": [_port("bert", "moved", "")],
+    "auto/weak": [_port("vit", "weak", ""), _port("bert", "weak", "--null-trials 3", "bert")],
     "auto/independent": [_port("vit", "independent", "")],
     "auto/inputs": [_port("vit", "independent", "--inputs @tasks/images.json")],
     "auto/labelled": [
@@ -148,12 +149,20 @@ _MATCHES: dict[str, Sequence[str]] = {
         "convert @open_clip/old -o tower --tower text --json",
         "convert @clip/old -o other --tower text",
     ],
-    "merge/sum": ["merge @vit/old @vit/tuned @vit/tuned2 @vit/moved -o out --json"],
-    "merge/mean": ["merge @bert/old @bert/tuned @bert/tuned2 @bert/moved -o out --how mean --alpha 0.5 --json"],
-    "merge/ties": ["merge @vit/old @vit/tuned @vit/tuned2 @vit/moved -o out --how ties --density 0.3 --json"],
+    "merge/sum": ["merge @vitc/old @vitc/tuned @vitc/tuned2 @vitc/moved -o out --json"],
+    "merge/mean": ["merge @mlm/old @mlm/tuned @mlm/tuned2 @mlm/moved -o out --how mean --alpha 0.5 --json"],
+    "merge/ties": ["merge @vitc/old @vitc/tuned @vitc/tuned2 @vitc/moved -o out --how ties --density 0.3 --json"],
     "merge/dare": [
-        "merge @vit/old @vit/tuned @vit/tuned2 @vit/moved -o out --how dare --seed 4 --json",
+        "merge @vitc/old @vitc/tuned @vitc/tuned2 @vitc/moved -o out --how dare --seed 4 --json",
         "merge @clip/old @clip/tuned @clip/tuned2 @clip/continued -o two --how dare --method naive",
+    ],
+    "merge/maps": [
+        "match @t5/old @t5/moved -o maps.safetensors --method transfusion --json",
+        "merge @t5/old @t5/tuned @t5/tuned2 @t5/moved -o out --how ties --maps maps.safetensors --json",
+    ],
+    "merge/fitted": [
+        "merge @vitc/old @vitc/tuned @vitc/tuned2 @vitc/independent -o out --method theseus --json "
+        "--inputs @tasks/images.json --inputs-count 16"
     ],
 }
 
@@ -250,6 +259,7 @@ _ERRORS: dict[str, Sequence[str]] = {
         f"port {_bases('vit')} -o out --maps none.safetensors",
         f"port {_bases('vit')} -o out --maps none.safetensors --method tied",
         f"merge {_bases('vit')} -o out --how ties --density 2",
+        "merge @vit/old @vit/tuned @vit/tuned2 @vit/moved -o out",
         "verify @vit/old @vit/old/model.safetensors",
         "convert @bert/old -o out",
         "bench no-such-recipe -o out",
