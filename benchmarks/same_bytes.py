@@ -69,6 +69,7 @@ def main() -> None:
     one.add_argument("before", type=Path)
     one.add_argument("after", type=Path)
     one.add_argument("--only", default="", metavar="REGEX", help="only the runs whose name it finds")
+    one.add_argument("--most", type=int, default=8, help="differences shown of each level of a run (default 8)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -80,7 +81,8 @@ def main() -> None:
     elif options.command == "run":
         run_all(options.place.resolve(), options.out.resolve(), options.only, options.keep)
     else:
-        sys.exit(compare(*(json.loads(path.read_text()) for path in (options.before, options.after)), options.only))
+        before, after = (json.loads(path.read_text()) for path in (options.before, options.after))
+        sys.exit(compare(before, after, options.only, options.most))
 
 
 # --- run ----------------------------------------------------------------------------------------------------------
@@ -90,6 +92,7 @@ def run_all(place: Path, out: Path, only: str, keep: Path | None) -> None:
     """Runs all that `only` finds; the results so far are written after each."""
     import transfuse
 
+    _without_figures()
     print(f"transfuse of {transfuse.__path__[0]}", file=sys.stderr)
     results: dict[str, Result] = {}
     started = time.monotonic()
@@ -101,6 +104,17 @@ def run_all(place: Path, out: Path, only: str, keep: Path | None) -> None:
             print(f"{name:<32} {time.monotonic() - begun:5.1f} s  exit {codes}", file=sys.stderr, flush=True)
             out.write_text(json.dumps(results, indent=0, sort_keys=True))
     print(f"{len(results)} runs in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def _without_figures() -> None:
+    """Drawing takes most of a small benchmark's time, and figures are not compared."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    for owner, name in ((FigureCanvasAgg, "print_png"), (FigureCanvasSVG, "print_svg"), (Figure, "savefig")):
+        setattr(owner, name, lambda *_, **__: None)
+    Figure.draw_without_rendering = lambda *_: None
 
 
 def run_one(name: str, lines: Sequence[str], place: Path, keep: Path | None) -> Result:
@@ -237,15 +251,15 @@ def _hash(content: bytes) -> str:
 # --- compare ------------------------------------------------------------------------------------------------------
 
 
-def compare(before: Mapping[str, Result], after: Mapping[str, Result], only: str) -> int:
+def compare(before: Mapping[str, Result], after: Mapping[str, Result], only: str, most: int) -> int:
     """Prints the verdicts; 1 if anything is missing or differs by more than digits."""
     names = [name for name in dict.fromkeys([*before, *after]) if re.search(only, name)]
-    verdicts = Counter(_verdict(name, before, after) for name in names)
+    verdicts = Counter(_verdict(name, before, after, most) for name in names)
     print(f"{len(names)} runs: " + ", ".join(f"{count} {word}" for word, count in sorted(verdicts.items())))
     return int(set(verdicts) - {"equal", "digits"} != set() or not names)
 
 
-def _verdict(name: str, before: Mapping[str, Result], after: Mapping[str, Result]) -> str:
+def _verdict(name: str, before: Mapping[str, Result], after: Mapping[str, Result], most: int) -> str:
     for side, results in (("before", before), ("after", after)):
         if name not in results:
             print(f"MISSING    {name} ({side})")
@@ -257,10 +271,10 @@ def _verdict(name: str, before: Mapping[str, Result], after: Mapping[str, Result
         counts = ", ".join(f"{level} {len(one) or 'equal'}" for level, one in found.items())
         print(f"{worst.upper():<10} {name}: {counts}")
         for level, one in found.items():
-            for word, text in one[:8]:
+            for word, text in one[:most]:
                 print(f"    {level}: {word}: {text}")
-            if len(one) > 8:
-                print(f"    {level}: and {len(one) - 8} more")
+            if len(one) > most:
+                print(f"    {level}: and {len(one) - most} more")
     return worst
 
 

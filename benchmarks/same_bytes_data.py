@@ -35,24 +35,36 @@ def write_images(folder: Path, classes: int = 3) -> None:
                 Image.fromarray(pixels).save(folder / split / name / f"{row}.png")
 
 
-def write_texts(folder: Path) -> None:
-    """train.tsv and dev.tsv with columns sentence and label, and plain.txt."""
-    folder.mkdir()
-    rows = [(f"{text} {end}".strip(), label) for end in ("", "number", "of a film", "and work")
-            for label, texts in TEXTS.items() for text in texts]  # fmt: skip
-    for split in ("train", "dev"):
-        lines = "".join(f"{text}\t{label}\n" for text, label in rows[:: 1 if split == "train" else 2])
-        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + lines)
-    (folder / "plain.txt").write_text("".join(f"{text}\n\n" for text, _ in rows))
+def write_texts(place: Path) -> None:
+    """`texts` with columns sentence and label, and a plain.txt; `pairs` with sentence1, sentence2 and label."""
+    ends = ("", "number", "of a film", "and work")
+    rows = [(f"{text} {end}".strip(), label) for end in ends for label, texts in TEXTS.items() for text in texts]
+    pairs = [(text, other, label) for (text, label), (other, _) in zip(rows, rows[3:], strict=False)]
+    for folder, header, table in (
+        (place / "texts", ("sentence", "label"), rows),
+        (place / "pairs", ("sentence1", "sentence2", "label"), pairs),
+    ):
+        folder.mkdir()
+        for split, step in (("train", 1), ("dev", 2)):
+            lines = ["\t".join(row) for row in (header, *table[::step])]
+            (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    (place / "texts" / "plain.txt").write_text("".join(f"{text}\n\n" for text, _ in rows))
 
 
 def tasks(place: Path) -> dict[str, dict[str, Any]]:
     """By name."""
     images: dict[str, Any] = {"path": str(place / "images"), "local": "images"}
     texts: dict[str, Any] = {"path": str(place / "texts"), "test": "dev"}
+    pairs = {**texts, "path": str(place / "pairs"), "text_pair": ["sentence1", "sentence2"]}
+    changes = {"turned": "rotate90", "inverted": "invert", "blurred": "blur", "gray": "gray", "noise": "noise"}
+    changed = {name: {**images, "transform": transform} for name, transform in changes.items()}
     return {
+        **{name: {"kind": "image-classification", "data": data} for name, data in changed.items()},
+        "f1": {"kind": "image-classification", "data": images, "metric": "f1"},
+        "correlation": {"kind": "text-classification", "data": texts, "metric": "matthews_correlation"},
+        "pairs": {"kind": "text-classification", "data": pairs, "max_length": 12},
+        "duels": {"kind": "seq2seq", "data": pairs, "max_length": 12, "targets": ["poor", "fine"]},
         "images": {"kind": "image-classification", "data": images},
-        "turned": {"kind": "image-classification", "data": {**images, "transform": "rotate90"}},
         "zeroshot": {"kind": "zero-shot-image-classification", "data": images, "templates": ["a photo of a {}."]},
         "texts": {"kind": "text-classification", "data": texts, "max_length": 12},
         "words": {"kind": "masked-lm", "data": {**texts, "train": "plain", "test": "plain"}, "max_length": 12},
@@ -129,6 +141,7 @@ def _clips(known: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "name": "clips",
         "title": "Colours by name",
         "seeds": [0],
+        "quick": {"seeds": [0], "limit": {"test": 12}, "train_scale": 0.5},
         "tasks": {"upright": task, "turned": tuned},
         "models": _models(config, task, tuned, tokenizer=words),
         "transport": {

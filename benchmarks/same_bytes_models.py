@@ -121,7 +121,7 @@ def make(place: Path) -> None:
     place.mkdir(parents=True)
     write_images(place / "images")
     write_images(place / "cifar10", classes=10)
-    write_texts(place / "texts")
+    write_texts(place)
     write_tasks(place)
     write_recipes(place)
     for number, family in enumerate(FAMILIES):

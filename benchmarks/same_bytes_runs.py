@@ -183,6 +183,7 @@ _MEASURES: dict[str, Sequence[str]] = {
         f"scale {_bases('bert')} --task @tasks/texts.json --shots 2 --steps 3 --per tensor --init 0.5 "
         "--baseline-lr 1e-3 --method tied --json"
     ],
+    "scale/text": [f"scale {_bases('vitc')} {_CLASSES} --shots 2 --steps 2 -o out"],
     **{
         f"refine/{mode}": [f"refine {_bases('vitc')} {_CLASSES} --per-class 2 --mode {mode} -o out --json"]
         for mode in ("normal", "force", "soft-share", "soft-sigmoid", "random")
@@ -196,6 +197,10 @@ _MEASURES: dict[str, Sequence[str]] = {
     "refine/select": [
         f"refine {_bases('vitc')} {_CLASSES} --per-class 2 --select {select} --ties {ties} --pool 20 --json"
         for select, ties in (("herding", "drop"), ("k-medoid", "keep"), ("coreset", "mean"))
+    ],
+    "refine/zeroshot": [
+        f"refine {_bases('clip')} --task @tasks/zeroshot.json --per-class 2 --select herding --json",
+        f"refine {_bases('vitc')} {_CLASSES} --per-class 2 -o out",
     ],
     "refine/texts": [
         f"refine {_bases('bert')} --task @tasks/texts.json --per-class 2 --micro-batch 2 -o out --json",
@@ -218,6 +223,21 @@ _MEASURES: dict[str, Sequence[str]] = {
         "finetune @mlm/old --task @tasks/words.json --steps 3 --batch-size 4 --schedule constant -o words --json",
         "finetune @t5/old --task @tasks/answers.json --steps 3 --batch-size 4 -o answers --json",
     ],
+    "finetune/pairs": [
+        "finetune @bert/old --task @tasks/pairs.json --steps 2 --batch-size 8 -o out",
+        "eval out --task @tasks/pairs.json --json",
+        "port @bert/old out @bert/moved -o ported --method tied --json",
+        "finetune @t5/old --task @tasks/duels.json --steps 2 --batch-size 4 -o t5 --json",
+    ],
+    "tower": [
+        "convert @clip/old -o old --tower text --json",
+        "convert @clip/moved -o new --tower text --json",
+        "finetune old --task @tasks/texts.json --steps 3 --batch-size 8 -o tuned --json",
+        "port old tuned new -o ported --json",
+        "port @clip/old tuned @clip/moved -o whole --method tied --json",
+        "port old tuned new -o fitted --method functional --inputs @tasks/texts.json --inputs-count 12 --json",
+        "eval ported --task @tasks/texts.json --json",
+    ],
     "finetune/zeroshot": ["finetune @clip/old --task @tasks/zeroshot.json --steps 3 --batch-size 8 -o out --json"],
     "eval": [
         f"eval @vitc/tuned {_CLASSES} --json",
@@ -227,16 +247,29 @@ _MEASURES: dict[str, Sequence[str]] = {
         "eval @clip/tuned --task @tasks/zeroshot.json --json",
         "eval @t5/tuned --task @tasks/answers.json --json",
     ],
+    "eval/changed": [
+        f"eval @vitc/tuned --task @tasks/{name}.json --json" for name in ("inverted", "blurred", "gray", "noise")
+    ]
+    + ["eval @bert/tuned --task @tasks/correlation.json --json", "eval @vitc/tuned --task @tasks/f1.json"],
 }
 
 _BENCH: dict[str, Sequence[str]] = {
     "bench/list": ["bench --list"],
     "bench/vits": ["bench @recipes/vits.yaml -o out --cache cache --workers 1 -q"],
-    "bench/clips": ["bench @recipes/clips.yaml -o out --cache cache --workers 1 -q"],
+    "bench/clips": ["bench @recipes/clips.yaml -o out --cache cache --workers 1 -q --json"],
+    "bench/quick": [
+        "bench @recipes/clips.yaml -o out --cache cache --workers 1 -q --quick --seeds 1 --limit 20 "
+        "--override transport.methods=[tied]"
+    ],
+    "bench/processes": ["bench @recipes/vits.yaml -o out --cache cache --workers 2 -q --only interpolation"],
     "bench/tiny": [
-        "bench fig5-lmc-vit-cifar10 -o out --cache cache --workers 1 --tiny --data-dir @ -q --json "
+        "bench fig5-lmc-vit-cifar10 -o out --cache cache --workers 1 --tiny --data-dir @ -q "
         "--override interpolation.methods=[tied]"
     ],
+    "bench/tiny-clip": [
+        "bench table4-fewshot -o out --cache cache --workers 1 --tiny --data-dir @ -q --limit 8 --only fewshot"
+    ],
+    "bench/tiny-t5": ["bench gradfix-t5 -o out --cache cache --workers 1 --tiny --data-dir @ -q --limit 8"],
 }
 
 _ERRORS: dict[str, Sequence[str]] = {
