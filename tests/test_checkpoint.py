@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import os
+import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +24,7 @@ from transformers import BertConfig, BertModel
 from transfuse.errors import InputError
 from transfuse.files import checkpoint
 from transfuse.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from transfuse.files.reading import BLOCK
 
 BERT = {"model_type": "bert", "hidden_size": 4}
 TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
@@ -198,12 +204,73 @@ def test_finite_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_tensor_and_vanished_file(tmp_path: Path) -> None:
-    opened = open_checkpoint(store(tmp_path / "x.safetensors", tensors()))
+    place = store(tmp_path / "x.safetensors", tensors())
+    opened, other = open_checkpoint(place), open_checkpoint(place)
     with pytest.raises(InputError, match="no tensor 'zzz'"):
         opened.tensor("zzz")
-    (tmp_path / "x.safetensors").unlink()
+    os.truncate(place, place.stat().st_size - 1)
+    with pytest.raises(InputError, match=r"x\.safetensors: .*shorter"):
+        [opened.tensor(name) for name in opened]
+    place.unlink()  # an open file stays readable
+    assert torch.equal(other.tensor("steps"), tensors()["steps"])
     with pytest.raises(InputError, match=r"x\.safetensors"):
-        opened.tensor("steps")
+        open_checkpoint(place)
+
+
+def test_one_open_file_for_all_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    open_file = os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: (seen.append(path), open_file(path, *rest))[1])
+    opened = open_checkpoint(sharded(tmp_path, "safetensors"))
+    for _ in range(3):
+        same(opened, tensors())
+        opened.fingerprint()
+    assert sorted(path.name for path in seen) == sorted(opened.shards)
+    held = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()}
+    mapped = Path("/proc/self/maps").read_text()
+    assert {str(path) for path in seen} <= held and str(tmp_path) not in mapped
+    again = pickle.loads(pickle.dumps(opened))
+    same(again, tensors())
+    assert len(pickle.dumps(opened)) < 4000 and len(seen) == 4
+    del opened, again
+    gc.collect()
+    held = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()}
+    assert not any(str(tmp_path) in place for place in held)
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_blocks_are_the_tensor(tmp_path: Path, count: int, dtype: torch.dtype) -> None:
+    held = {"a": torch.zeros(3, dtype=torch.uint8), "x": (torch.arange(count) % 251).to(dtype)}
+    for opened in (open_checkpoint(store(tmp_path / "x.safetensors", held)), open_checkpoint(held)):
+        blocks = [block.clone() for block in opened.blocks("x")]
+        assert torch.equal(torch.cat([torch.zeros(0, dtype=dtype), *blocks]), held["x"])
+        assert all(len(block) <= BLOCK for block in blocks) and opened.known.reads == {"x": 1}
+
+
+def test_blocks_refuse_what_is_not_finite(tmp_path: Path) -> None:
+    bad = torch.zeros(3, BLOCK)
+    bad[2, 7] = math.nan
+    opened = open_checkpoint(store(tmp_path / "x.safetensors", {"bad": bad}))
+    with pytest.raises(InputError, match=r"'bad' holds nan at index \(2, 7\)"):
+        list(opened.blocks("bad"))
+    assert len(list(opened.raw_blocks("bad"))) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are those of Linux")
+def test_no_room_for_a_tensor_is_an_input_error(tmp_path: Path) -> None:
+    path = store(tmp_path / "x.safetensors", {"x": torch.zeros(2**26)})  # 256 MB
+    code = f"""
+import resource, torch
+from transfuse.checkpoint import open_checkpoint
+opened = open_checkpoint({str(path)!r})
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, -1))
+assert len(opened.fingerprint()) == 64
+opened.tensor("x")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "InputError" in found.stderr and "no memory for tensor 'x'" in found.stderr
 
 
 def model(content: dict, config: object = BERT) -> Callable[[Path], Path]:

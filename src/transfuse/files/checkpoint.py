@@ -15,29 +15,20 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 from huggingface_hub import errors as hub_errors
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import InputError
+from .reading import BLOCK, DTYPES, InMemory, Known, Part, Parts, Safetensors, TensorInfo, flat_blocks
 
-_SMALL = 2**25  # bytes
 _log = logging.getLogger(__name__)
 
-_DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
-    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
-    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin")
 _PLAIN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -63,23 +54,6 @@ _LOAD_ERRORS = (OSError, RuntimeError, EOFError, ValueError, LookupError, Attrib
 _HUB_ERRORS: tuple[Any, ...] = (*hub_errors.HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What is known of a tensor without reading it; `file` is relative to the checkpoint's folder ('' in memory)."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One file's tensors, by the names it holds."""
-
-    infos: dict[str, TensorInfo]
-    read: Callable[[str], torch.Tensor]
-
-
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A model's tensors, read from disk only when asked for and never cached.
@@ -92,6 +66,7 @@ class Checkpoint:
         headers: Tensor infos by name, in file order, without the wrapper prefix ("module.", "_orig_mod.").
         shards: File name -> names of the tensors in it.
         origin: What it was before it was seen otherwise (`conform.py`); None: it is as it was opened.
+        changes: What is done to tensors of `origin` to see them so, by name; the others are as they were.
     """
 
     location: str
@@ -102,7 +77,8 @@ class Checkpoint:
     shards: dict[str, tuple[str, ...]] = field(repr=False)
     _read: Callable[[str], torch.Tensor] = field(repr=False)
     origin: Checkpoint | None = field(default=None, repr=False)
-    _checked: set[str] = field(default_factory=set, repr=False)
+    changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict, repr=False)
+    known: Known = field(default_factory=Known, repr=False)
 
     @property
     def companions(self) -> Path | None:
@@ -115,14 +91,33 @@ class Checkpoint:
         Raises:
             InputError: No such tensor, its file cannot be read, or (checked on the first read) it has NaN or inf.
         """
-        tensor = self._load(name)
-        bad = None if name in self._checked else _first_not_finite(tensor)
-        if bad is not None:
-            file = self.root / self.headers[name].file if self.root else self.location
-            fault = f"tensor '{name}' holds {tensor[bad].item()} at index {bad}"
-            raise InputError(f"{file}: {fault}; the model is damaged (training diverged, or a conversion overflowed)")
-        self._checked.add(name)
-        return tensor
+        return self._finite(name, self._load(name))
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The numbers of a tensor in order, shape (n,), `reading.BLOCK` at a time; each is valid until the next.
+
+        Raises:
+            InputError: as `tensor`, but what was read before a NaN or inf has been given by then.
+        """
+        for block in self.raw_blocks(name):
+            if name not in self.known.finite and not _is_finite(block):
+                self.tensor(name)  # says where
+            yield block
+        self.known.finite.add(name)
+
+    def raw_blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """`blocks` with whatever is in them."""
+        if self.origin is not None and name in self.changes:
+            return iter(self.changed(name, self.origin.tensor(name)).reshape(-1).split(BLOCK))
+        if self.origin is not None:
+            return self.origin.raw_blocks(name)
+        self._count(name)
+        return flat_blocks(self._read, name)
+
+    def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of `origin` as it is seen here."""
+        change = self.changes.get(name)
+        return tensor if change is None else change(tensor).to(tensor.dtype).contiguous()
 
     def __contains__(self, name: object) -> bool:
         return name in self.headers
@@ -135,21 +130,56 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """blake2b (64 hex digits) over name, dtype, shape and bytes of every tensor; the same however sharded."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=32)
-        for name in sorted(self.headers):
-            info = self.headers[name]
-            digest.update(json.dumps([name, str(info.dtype), info.shape]).encode() + b"\0")
-            digest.update(self._load(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        if self.known.fingerprint is None:
+            digest = Fingerprint(self.headers)
+            for name in digest.names:
+                digest.begin(name)
+                for block in self.raw_blocks(name):
+                    digest.update(block)
+            self.known.fingerprint = digest.hexdigest()
+        return self.known.fingerprint
 
     def _load(self, name: str) -> torch.Tensor:
+        if self.origin is not None:
+            return self.changed(name, self.origin.tensor(name))
+        self._count(name)
+        return self._read(name)
+
+    def _count(self, name: str) -> None:
         if name not in self.headers:
             raise InputError(f"{self.location}: it has no tensor '{name}'; the model may be of another architecture")
-        return self._read(name)
+        self.known.reads[name] += 1
+
+    def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        bad = None if name in self.known.finite else _first_not_finite(tensor)
+        if bad is not None:
+            file = self.root / self.headers[name].file if self.root else self.location
+            fault = f"tensor '{name}' holds {tensor[bad].item()} at index {bad}"
+            raise InputError(f"{file}: {fault}; the model is damaged (training diverged, or a conversion overflowed)")
+        self.known.finite.add(name)
+        return tensor
+
+
+class Fingerprint:
+    """The fingerprint of tensors that are given block by block, in the order of `names`."""
+
+    def __init__(self, headers: Mapping[str, TensorInfo]):
+        self.names = sorted(headers)
+        self._headers = headers
+        self._digest = hashlib.blake2b(digest_size=32)
+
+    def begin(self, name: str) -> None:
+        """The next blocks are of this tensor."""
+        info = self._headers[name]
+        self._digest.update(json.dumps([name, str(info.dtype), info.shape]).encode() + b"\0")
+
+    def update(self, block: torch.Tensor) -> None:
+        """Numbers of a tensor, in order, of any shape."""
+        self._digest.update(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """64 hex digits."""
+        return self._digest.hexdigest()
 
 
 def open_checkpoint(
@@ -267,7 +297,7 @@ def _kind(weights: str, config: Mapping[str, Any]) -> str:
     return "transformers" if config else "state_dict"
 
 
-def _file_part(path: Path) -> _Part:
+def _file_part(path: Path) -> Part:
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -277,7 +307,7 @@ def _file_part(path: Path) -> _Part:
         fault = "a Git LFS pointer, not the weights ('git lfs pull' brings them)" if start else "the file is empty"
         raise InputError(f"{path}: {fault}; get it again")
     if path.suffix == ".safetensors":
-        return _safetensors_part(path)
+        return Safetensors(path)
     if path.suffix in _PICKLES:
         return _pickle_part(path)
     raise InputError(f"{path}: not a weight file; .safetensors, {', '.join(_PICKLES)} are read")
@@ -297,7 +327,7 @@ def _weight_map(path: Path) -> dict[str, list[str]]:
     return dict(sorted(files.items()))
 
 
-def _index_parts(folder: Path, index: str) -> dict[str, _Part]:
+def _index_parts(folder: Path, index: str) -> dict[str, Part]:
     parts = {}
     for file, named in _weight_map(folder / index).items():
         path = folder / file
@@ -310,7 +340,7 @@ def _index_parts(folder: Path, index: str) -> dict[str, _Part]:
     return parts
 
 
-def _assemble(where: str, root: Path | None, kind: str, config: dict[str, Any], parts: dict[str, _Part]) -> Checkpoint:
+def _assemble(where: str, root: Path | None, kind: str, config: dict[str, Any], parts: dict[str, Part]) -> Checkpoint:
     names = [name for part in parts.values() for name in part.infos]
     if not names:
         raise InputError(f"{where}: it holds no tensors")
@@ -318,9 +348,9 @@ def _assemble(where: str, root: Path | None, kind: str, config: dict[str, Any], 
     headers = {name[cut:]: info for part in parts.values() for name, info in part.infos.items()}
     shards = {file: tuple(name[cut:] for name in part.infos) for file, part in parts.items()}
     _refuse_unmergeable(where, config, headers)
+    holds = {name[cut:]: (file, name) for file, part in parts.items() for name in part.infos}
     return Checkpoint(
-        location=where, root=root, kind=kind, config=config, headers=headers, shards=shards,
-        _read=lambda name: parts[headers[name].file].read(names[0][:cut] + name),
+        location=where, root=root, kind=kind, config=config, headers=headers, shards=shards, _read=Parts(parts, holds)
     )  # fmt: skip
 
 
@@ -348,49 +378,20 @@ def _refuse_unmergeable(where: str, config: Mapping[str, Any], headers: Mapping[
 def _first_not_finite(tensor: torch.Tensor) -> tuple[int, ...] | None:
     if not tensor.is_floating_point() or not tensor.numel():
         return None
-    # The extremes are NaN or inf if any entry is, and need no mask of the tensor's size.
-    if torch.isfinite(torch.stack(list(tensor.aminmax()))).all():
+    if _is_finite(tensor):
         return None
     flat = torch.isfinite(tensor).logical_not().reshape(-1).nonzero()[0, 0]
     return tuple(int(i) for i in torch.unravel_index(flat, tensor.shape))
 
 
-@contextmanager
-def _safetensors(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            yield handle
-    except (SafetensorError, OSError) as err:
-        raise InputError(f"{path}: not a valid safetensors file ({err}), cut off or damaged; get it again") from err
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # The extremes are NaN or inf if any entry is, and need no mask of the tensor's size.
+    return bool(torch.isfinite(torch.stack(list(tensor.aminmax()))).all())
 
 
-def _safetensors_part(path: Path) -> _Part:
-    infos = {}
-    with _safetensors(path) as handle:
-        for name in handle.offset_keys():
-            piece = handle.get_slice(name)
-            dtype = _DTYPES.get(piece.get_dtype())
-            if dtype is None:
-                raise InputError(f"{path}: tensor '{name}' is quantised or of unknown dtype ({piece.get_dtype()})")
-            infos[name] = TensorInfo(tuple(piece.get_shape()), dtype, path.name)
-
-    kept: dict[str, torch.Tensor] = {}
-    small = path.stat().st_size <= _SMALL
-
-    def read(name: str) -> torch.Tensor:
-        if name not in kept:
-            # Opened anew each time: an open handle would keep every page that was read in memory. A small file is
-            # read whole instead, since opening it costs more than its tensors.
-            with _safetensors(path) as handle:
-                if not small:
-                    return handle.get_tensor(name)
-                kept.update({one: handle.get_tensor(one) for one in infos})
-        return kept[name]
-
-    return _Part(infos, read)
-
-
-def _pickle_part(path: Path) -> _Part:
+def _pickle_part(path: Path) -> Part:
     try:
         # Files from before torch 1.6 are not zip archives and cannot be mapped: they are held in memory whole.
         mapped = zipfile.is_zipfile(path)
@@ -406,7 +407,7 @@ def _pickle_part(path: Path) -> _Part:
     return _mapping_part(content, path.name, str(path))
 
 
-def _mapping_part(content: Any, file: str, where: str, *, copied: bool = False) -> _Part:
+def _mapping_part(content: Any, file: str, where: str, *, copied: bool = False) -> Part:
     """A part of a state dict, after unwrapping one level ({"state_dict": ...} and such)."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in _UNWRAP if isinstance(content.get(key), Mapping)), content)
@@ -415,14 +416,12 @@ def _mapping_part(content: Any, file: str, where: str, *, copied: bool = False) 
         if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
             _log.debug("%s: '%s' is %s, not a tensor: left out", where, name, type(value).__name__)
             continue
-        if value.layout != torch.strided or value.is_meta or value.dtype not in _DTYPES.values():
+        if value.layout != torch.strided or value.is_meta or value.dtype not in DTYPES.values():
             raise InputError(f"{where}: tensor '{name}' ({value.dtype}) is sparse, quantised, odd or without data")
         tensors[name] = value.detach()
     if not tensors:
         raise InputError(f"{where}: no tensors in it; a state dict is read, alone or under one of {', '.join(_UNWRAP)}")
-    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype, file) for name, tensor in tensors.items()}
-    kept = _copies(tensors) if copied else tensors
-    return _Part(infos, lambda name: kept[name].cpu())
+    return InMemory(_copies(tensors) if copied else tensors, file)
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
