@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from transformers import BertConfig, BertModel
 
@@ -257,15 +258,50 @@ def test_blocks_refuse_what_is_not_finite(tmp_path: Path) -> None:
     assert len(list(opened.raw_blocks("bad"))) == 3
 
 
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+# Headers with how many bytes of tensors behind them.
+HEADERS: list[tuple[object, int]] = [
+    ({"a": ENTRY}, 7),
+    ({"a": ENTRY}, 9),
+    ({"a": {**ENTRY, "data_offsets": [1, 9]}}, 9),
+    ({"a": {**ENTRY, "data_offsets": [8, 0]}}, 8),
+    ({"a": {**ENTRY, "data_offsets": [0, 8, 8]}}, 8),
+    ({"a": {**ENTRY, "shape": [3]}}, 8),
+    ({"a": {**ENTRY, "shape": [-1, -2]}}, 8),
+    ({"a": {**ENTRY, "shape": [2**62, 2**62]}}, 8),
+    ({"a": {**ENTRY, "shape": [2.0]}}, 8),
+    ({"a": {**ENTRY, "shape": 2}}, 8),
+    ({"a": {**ENTRY, "dtype": "F33"}}, 8),
+    ({"a": {**ENTRY, "dtype": "F64"}}, 8),
+    ({"a": {"dtype": "F32", "shape": [2]}}, 8),
+    ({"a": ENTRY, "b": ENTRY}, 8),
+    ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, 12),
+    ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [16, 24]}}, 24),
+    ({"a": None}, 0),
+    ([ENTRY], 8),
+    ("a", 8),
+]
+
+
+@pytest.mark.parametrize(("header", "size"), HEADERS)
+def test_headers_that_safetensors_refuses(tmp_path: Path, header: object, size: int) -> None:
+    raw, path = json.dumps(header).encode(), tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(size))
+    with pytest.raises(SafetensorError), safe_open(path, "pt"):
+        pass
+    with pytest.raises(InputError, match=r"x\.safetensors"):
+        open_checkpoint(path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are those of Linux")
 def test_no_room_for_a_tensor_is_an_input_error(tmp_path: Path) -> None:
     path = store(tmp_path / "x.safetensors", {"x": torch.zeros(2**26)})  # 256 MB
     code = f"""
 import resource, torch
 from transfuse.checkpoint import open_checkpoint
-opened = open_checkpoint({str(path)!r})
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, -1))
+opened = open_checkpoint({str(path)!r})
 assert len(opened.fingerprint()) == 64
 opened.tensor("x")
 """

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
 
+_MAX_HEADER = 100_000_000  # bytes, as safetensors has it
 # Numbers in a block: what is done with one, in float64 at most, stays in a core's cache.
 BLOCK = 2**16
 
@@ -85,23 +85,16 @@ class Safetensors:
 
     def __init__(self, path: Path):
         self.path = path
-        self.infos: Mapping[str, TensorInfo] = _checked_infos(path)
         with _explained(path):
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             weakref.finalize(self, os.close, self._file)
-            self._starts = self._header_starts()
+            self.infos, self._starts = _header(path, self._file)
 
     def __getstate__(self) -> Path:
         return self.path
 
     def __setstate__(self, path: Path) -> None:
         self.__init__(path)
-
-    def _header_starts(self) -> dict[str, int]:
-        """Where each tensor begins in the file: a header's length in 8 bytes, the header, the tensors."""
-        length = int.from_bytes(os.pread(self._file, 8, 0), "little")
-        header = json.loads(os.pread(self._file, length, 8))
-        return {name: 8 + length + header[name]["data_offsets"][0] for name in self.infos}
 
     def read(self, name: str) -> Tensor:
         """See `Part`."""
@@ -139,21 +132,60 @@ class Safetensors:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError) as err:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
         raise InputError(f"{path}: not a valid safetensors file ({err}), cut off or damaged; get it again") from err
 
 
-def _checked_infos(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a file in their order in it; safetensors itself checks that its header is sound."""
-    infos = {}
-    with _explained(path), safe_open(path, framework="pt") as handle:
-        for name in handle.offset_keys():
-            piece = handle.get_slice(name)
-            dtype = DTYPES.get(piece.get_dtype())
-            if dtype is None:
-                raise InputError(f"{path}: tensor '{name}' is quantised or of unknown dtype ({piece.get_dtype()})")
-            infos[name] = TensorInfo(tuple(piece.get_shape()), dtype, path.name)
-    return infos
+def _header(path: Path, file: int) -> tuple[dict[str, TensorInfo], dict[str, int]]:
+    """The tensors of a file in their order in it, and where each begins.
+
+    The length of the header in 8 bytes, the header (JSON), the tensors one behind the other without a hole
+    (https://github.com/huggingface/safetensors, "Format").
+
+    Raises:
+        InputError: a dtype that is not read.
+        ValueError, LookupError, TypeError, RecursionError: it is not that.
+    """
+    size = os.fstat(file).st_size
+    length = int.from_bytes(os.pread(file, 8, 0), "little")
+    if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise ValueError(f"a header of {length} bytes in a file of {size}")
+    raw = os.pread(file, length, 8)
+    if raw[:1] != b"{":
+        raise ValueError("its header is not a JSON object")
+    try:
+        entries = json.loads(raw, object_pairs_hook=_without_doubles)
+    except ValueError as err:
+        raise ValueError(f"its header is not valid JSON: {err}") from err
+    entries.pop("__metadata__", None)
+    infos, starts, end = {}, {}, 0
+    for name, entry in sorted(entries.items(), key=lambda one: one[1]["data_offsets"]):
+        info = _checked_info(path, name, entry, end)
+        infos[name], starts[name] = info, 8 + length + end
+        end += _numel(info.shape) * info.dtype.itemsize
+    if 8 + length + end != size:
+        raise ValueError(f"tensors of {end} bytes in a file of {size}")
+    return infos, starts
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key of its header comes twice")
+    return found
+
+
+def _checked_info(path: Path, name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
+    """What the header says of a tensor that has to begin at `start`."""
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise InputError(f"{path}: tensor '{name}' is quantised or of unknown dtype ({entry['dtype']})")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not all(isinstance(one, list) and all(type(n) is int and n >= 0 for n in one) for one in (shape, offsets)):
+        raise ValueError(f"tensor '{name}' has no sound shape or offsets")
+    if offsets != [start, start + _numel(tuple(shape)) * dtype.itemsize]:
+        raise ValueError(f"tensor '{name}', {shape} {entry['dtype']}, lies at {offsets}, not right behind the last one")
+    return TensorInfo(tuple(shape), dtype, path.name)
 
 
 def _numel(shape: tuple[int, ...]) -> int:
