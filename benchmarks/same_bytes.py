@@ -178,7 +178,7 @@ def _call(words: list[str]) -> tuple[int, list[str]]:
     """Exit code, and the message of an error that was not printed."""
     import click
 
-    from transfuse.cli import app
+    from transfuse.cli.common import app
 
     try:
         code = app.main(args=words, prog_name="transfuse", standalone_mode=False)
