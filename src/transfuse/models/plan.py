@@ -14,6 +14,7 @@ import torch
 from ..errors import InputError
 from ..files.checkpoint import Checkpoint
 from ..files.writing import plan_like
+from ..spaces.layout import Layout
 from .delta import task_vector
 from .model import Model, Models
 
@@ -138,18 +139,22 @@ def _action(models: Models, name: str, new_heads: set[str]) -> str:
         return "skip"  # it equals another tensor, which is written
     # A decoder of tuned's own meets embeddings only where they serve as one; a bare target has none to add to.
     meets = _has_head if name in tuned.disk and name not in tuned.tied else Model.__contains__
-    shapes = {model.shape(name) if meets(model, name) else None for model in (source, tuned, target)}
+    three = (source, tuned, target)
+    shapes = {model.shape(name) if meets(model, name) else None for model in three}
     if models.resizing is not None and None not in shapes:
-        shapes = {_public_shape(models, name, shape) for shape in shapes if shape is not None}
+        layouts = (models.source_layout, models.source_layout, models.layout)
+        shapes = {_public_shape(layout, name, model.shape(name)) for layout, model in zip(layouts, three, strict=True)}
     return "add" if len(shapes) == 1 and name.split(".")[0] not in new_heads else "carry"
 
 
-def _public_shape(models: Models, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The lengths of a head along the axes that are in no space: its labels."""
-    dims = models.layout.params[name].dims
+def _public_shape(layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The lengths of a head along the axes, or their parts, that are in no space: its labels."""
+    dims = layout.params[name].dims
     if dims is None:
         return shape
-    return tuple(n for n, axis in zip(shape, dims, strict=True) if axis.parts[0].space is None)
+    sizes = {space.name: space.size for space in layout.spaces.values()}
+    split = (zip(axis.parts, axis.sizes(length, sizes), strict=True) for axis, length in zip(dims, shape, strict=True))
+    return tuple(size for parts in split for part, size in parts if part.space is None)
 
 
 def _has_head(model: Model, name: str) -> bool:
