@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -387,7 +388,9 @@ def _first_not_finite(tensor: torch.Tensor) -> tuple[int, ...] | None:
 def _is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # The extremes are NaN or inf if any entry is, and need no mask of the tensor's size.
+    if math.isfinite(tensor.sum()):
+        return True
+    # Sums can overflow. The extremes are NaN or inf if any entry is, and need no mask of the tensor's size.
     return bool(torch.isfinite(torch.stack(list(tensor.aminmax()))).all())
 
 

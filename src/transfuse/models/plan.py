@@ -15,7 +15,6 @@ from ..errors import InputError
 from ..files.checkpoint import Checkpoint
 from ..files.writing import plan_like
 from ..spaces.layout import Layout
-from .delta import task_vector
 from .model import Model, Models
 
 # What a carried head needs to be told about in the config.
@@ -112,8 +111,8 @@ def _new_heads(models: Models) -> set[str]:
         if any(other != labels[0] for other in labels[1:]):
             found.add(head)
         elif tuned.shape(name) == source.shape(name):
-            delta, base = task_vector(source, tuned, name)
-            found |= {head} if delta.norm() > base.norm() else set()
+            change = models.survey.changes.get(name)
+            found |= {head} if change is not None and change.delta > change.base else set()
     return found
 
 

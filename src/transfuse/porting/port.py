@@ -24,7 +24,7 @@ from ..maps.algebra import PerHead, Rectangular
 from ..maps.collection import Maps
 from ..methods.auto import AUTO, Labelled, choose
 from ..methods.match import MatchOptions, match_models, open_inputs, stored_null
-from ..methods.relation import DeltaReport, delta_report, is_nearer, relation
+from ..methods.relation import DeltaReport, delta_report, is_nearer_to_target, relation
 from ..methods.table import METHODS, Method, get_method
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
@@ -389,7 +389,7 @@ def _warnings(models: Models, plan: Plan, delta: DeltaReport) -> list[str]:
             f"the task vector is {delta.relative_norm:.2f} of the weights' norm, much for a fine-tune: "
             f"is {source.checkpoint.location} really the base of {tuned.checkpoint.location}?"
         )
-    if models.resizing is None and is_nearer(tuned, target, source):
+    if models.resizing is None and is_nearer_to_target(models):
         found.append(
             f"{tuned.checkpoint.location} is nearer to {target.checkpoint.location} than to "
             f"{source.checkpoint.location}: are the arguments in order (OLD_BASE TUNED NEW_BASE)?"
