@@ -44,8 +44,10 @@ from same_bytes_runs import RUNS
 
 LEVELS = ("tensors", "files", "reports")
 DIGITS = 1e-9
-# Keys of reports that say when, where and with what, and files that are made for eyes.
-_IGNORED_KEYS = re.compile(r"(^|/)(seconds|versions?|transfuse|transfuse_version|cores|machine|command)(/|$)")
+# Keys of reports that say when, where, with what and under which name in the cache; and files that are made for eyes.
+_IGNORED_KEYS = re.compile(
+    r"(^|/)(seconds|versions?|transfuse|transfuse_version|cores|machine|command)(/|$)|(^|/)models/\d+/key$"
+)
 _IGNORED_FILES = re.compile(r"(^|/)(README\.md|.*\.(html|png|svg|pdf))$|^cache/")
 _REPORTS = ("result.json", "train.json")
 _LOGGED = re.compile(r"^(WARNING|ERROR|INFO) [\w.]+: ")
