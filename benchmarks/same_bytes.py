@@ -294,7 +294,9 @@ def differences(before: Entries, after: Entries) -> list[tuple[str, str]]:
 
 
 def _nearly(old: Any, new: Any) -> bool:
-    return isinstance(old, float) and isinstance(new, float) and abs(old - new) < DIGITS * max(abs(old), abs(new), SMALL)
+    return (
+        isinstance(old, float) and isinstance(new, float) and abs(old - new) < DIGITS * max(abs(old), abs(new), SMALL)
+    )
 
 
 def _shown(value: Any) -> str:
