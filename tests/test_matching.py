@@ -18,6 +18,7 @@ from plain_transfusion import plain_transfusion
 from tiny import State, add_noise, bert, planted, state_of, vit
 from transfuse import Maps, match
 from transfuse.errors import InputError
+from transfuse.evidence.relation import relation
 from transfuse.evidence.weights import WeightEvidence
 from transfuse.maps.algebra import Map, PerHead, Permutation
 from transfuse.maps.random import random_maps
@@ -25,7 +26,6 @@ from transfuse.maps.transport import transport
 from transfuse.matching.ascent import Ascent, AscentOptions
 from transfuse.matching.heads import identity_heads, joint_heads, spectral_heads
 from transfuse.methods.match import MatchOptions, match_models, stored_null, weight_evidence
-from transfuse.methods.relation import relation
 from transfuse.methods.table import get_method
 from transfuse.models.opening import open_models
 from transfuse.porting.verify import reference_error

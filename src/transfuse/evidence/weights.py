@@ -6,15 +6,19 @@ The objective F(T) = sum over tensors of <target, T source> is what coordinate a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..maps.transport import SpaceMaps, part_slices, transport
+from ..models.folding import NO_FOLDING, Folding
+from ..models.model import Models
 from ..spaces.axes import Axes
-from ..spaces.layout import Layout
+from ..spaces.layout import Layout, part_of, tower_of
 
 Reader = Callable[[str], Tensor]
 
@@ -197,3 +201,53 @@ class WeightEvidence:
 def _unfold(x: Tensor, dim: int) -> Tensor:
     """(n along `dim`, everything else)."""
     return x.movedim(dim, 0).reshape(x.shape[dim], -1)
+
+
+def weight_evidence(models: Models, layout: Layout, device: str, folding: Folding = NO_FOLDING) -> WeightEvidence:
+    """The evidence of two bases.
+
+    Args:
+        layout: the form that is matched.
+        folding: of norm gains; what was folded is kept, since each step would fold it anew.
+    """
+    moving = [n for n in models.shared() if any(layout.spaces[s].moves for s in layout.params[n].spaces)]
+    source, target = (partial(folding.read, model) for model in (models.source, models.target))
+    if folding.factors:
+        source, target = keeping(source), keeping(target)
+    return WeightEvidence(layout, source, target, moving, device)
+
+
+def keeping(read: Reader, limit: int = 2**30) -> Reader:
+    """A reader that keeps what was read, up to `limit` bytes, for tensors that cost more to make than to read."""
+    kept: dict[str, Tensor] = {}
+    room = [limit]
+
+    def read_kept(name: str) -> Tensor:
+        if name in kept:
+            return kept[name]
+        tensor = read(name)
+        if tensor.nbytes <= room[0]:
+            room[0] -= tensor.nbytes
+            kept[name] = tensor
+        return tensor
+
+    return read_kept
+
+
+def layers_by_tower(evidence: WeightEvidence) -> dict[str, list[str]]:
+    """Tensors of the layers, without embeddings and heads, by tower ("model" where there is one)."""
+    found: dict[str, list[str]] = {}
+    for name in evidence.names:
+        spaces = evidence.layout.params[name].spaces
+        inside = [space for space in spaces if re.search(r"(^|\.)(heads|mlp)\.\d", space)]
+        if inside:
+            found.setdefault(tower_of(inside[0]) or "model", []).append(name)
+    return found
+
+
+def by_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """Tensors by part of the model: embeddings, each layer, the rest."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(part_of(name), []).append(name)
+    return groups

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..evidence.weights import cosine
 from ..maps.collection import Maps
 from ..models.delta import task_vector
 from ..models.model import Model, Models
 from ..spaces.layout import part_of
-from .match import NullTest, layers_by_tower, weight_evidence
+from .null import NullTest
+from .weights import cosine, layers_by_tower, weight_evidence
 
 
 @dataclass(frozen=True)
