@@ -104,7 +104,7 @@ class ActivationEvidence:
         return torch.tensor([one.spreads for one in found.values()]).sum(0) if found else None
 
     def alignment(self, maps: Mapping[str, Map]) -> dict[str, float]:
-        """By space, what share of the two spreads a map brings together (1: source's activations are target's, moved)."""
+        """By space, what share of the two spreads a map brings together: 1 where one is the other, moved."""
         known = [space for space in maps if space in self.scores]
         return {
             space: float((maps[space].matrix() * self.scores[space]).sum()) / len(self.moments[space])

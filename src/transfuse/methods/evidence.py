@@ -1,4 +1,4 @@
-"""What says that two units correspond: the first part of a method. Light to import; what it needs is loaded when used."""
+"""What says that two units correspond: the first part of a method. Light to import; verbs load what they need."""
 
 from __future__ import annotations
 

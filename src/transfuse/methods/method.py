@@ -24,7 +24,7 @@ class Method:
         paper, summary: where it is from, and one line about it.
 
     Raises:
-        ValueError: the solver cannot go by this evidence.
+        ValueError: parts that do not go together: the solver cannot go by this evidence, or match heads in this way.
     """
 
     name: str
@@ -39,6 +39,9 @@ class Method:
         if not isinstance(self.evidence, self.solver.takes):
             known = ", ".join(one.__name__ for one in self.solver.takes)
             raise ValueError(f"method {self.name}: {self.solver} goes by {known}, not by {self.evidence}")
+        if self.form.heads not in self.solver.heads:
+            known = ", ".join(self.solver.heads)
+            raise ValueError(f"method {self.name}: {self.solver} matches heads {known}, not {self.form.heads}")
 
     # --- what it needs ------------------------------------------------------------------------------------------------
 

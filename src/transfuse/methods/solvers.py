@@ -1,4 +1,4 @@
-"""How maps are found: the third part of a method. Light to import: a verb loads the solver of `matching/` that it uses."""
+"""How maps are found: the third part of a method. Light to import; verbs load the solvers of `matching/`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ class Solver(ABC):
 
     Attributes:
         takes: the kinds of evidence it can go by.
+        heads: how it can match heads, as in `Form`.
         package: what has to be installed beside.
         finds_maps: whether there are maps at all.
     """
 
     takes: ClassVar[tuple[type[Evidence], ...]]
+    heads: ClassVar[tuple[str, ...]]
     package: ClassVar[str] = ""
     finds_maps: ClassVar[bool] = True
 
@@ -69,6 +71,7 @@ class NoMaps(Solver):
     """None: every unit stays where it is."""
 
     takes: ClassVar[tuple[type[Evidence], ...]] = (Evidence,)
+    heads: ClassVar[tuple[str, ...]] = ("-",)
     finds_maps: ClassVar[bool] = False
 
     def solve(self, gathered: Any, form: Form, options: MatchOptions, *, progress: bool = False) -> Solution:
@@ -95,6 +98,7 @@ class Ascent(Solver):
     """
 
     takes: ClassVar[tuple[type[Evidence], ...]] = (Weights,)
+    heads: ClassVar[tuple[str, ...]] = ("spectral", "inner-product", "in-order", "flat")
     group: Literal["permutation", "orthogonal"] = "permutation"
     start: Literal["identity", "anchored"] = "anchored"
     paper_heads: bool = False
@@ -130,6 +134,7 @@ class Transport(Solver):
     """
 
     takes: ClassVar[tuple[type[Evidence], ...]] = (Weights,)
+    heads: ClassVar[tuple[str, ...]] = ("flat",)
     package: ClassVar[str] = "POT"
     plan: Literal["sinkhorn", "emd"] = "sinkhorn"
 
@@ -157,6 +162,7 @@ class Procrustes(Solver):
     """
 
     takes: ClassVar[tuple[type[Evidence], ...]] = (Activations,)
+    heads: ClassVar[tuple[str, ...]] = ("-", "inner-product", "flat")
     group: Literal["permutation", "orthogonal", "rotation"] = "orthogonal"
     keep_spreads: bool = False
 

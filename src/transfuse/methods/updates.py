@@ -1,4 +1,4 @@
-"""What is done with the maps: the last part of a method. Light to import; what it needs is loaded when used."""
+"""What is done with the maps: the last part of a method. Light to import; verbs load what they need."""
 
 from __future__ import annotations
 
