@@ -66,9 +66,10 @@ def inspect(source: str, tuned: str | None, target: str | None, **options: Any) 
 @inputs_options
 @common
 def match(source: str, target: str, out: Path, force: bool, null_trials: int, **options: Any) -> None:
+    from ..evidence.null import stored_null
+    from ..evidence.relation import relation
     from ..maps.collection import check_maps_output
-    from ..methods.match import MatchOptions, match_models, open_inputs, stored_null
-    from ..methods.relation import relation
+    from ..methods.match import MatchOptions, match_models, open_inputs
     from ..methods.table import get_method
     from ..models.opening import open_models
 
@@ -170,11 +171,10 @@ def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> N
 )
 @json_option
 def methods(as_json: bool) -> None:
-    from dataclasses import asdict
-
     from ..methods.table import METHODS
 
-    print_report({name: asdict(row) for name, row in METHODS.items()}, as_json, methods_text)
+    rows = {name: row.describe() for name, row in METHODS.items()}
+    print_report(rows, as_json, lambda _: methods_text(METHODS.values()))
 
 
 @app.command(
