@@ -286,7 +286,7 @@ def masked(ported: Ported, found: Tally, rule: MaskRule, truth: Truth | None = N
     names, masks = ported.added, {}
     for out in found.votes:
         name, true = names[out], None if truth is None else truth(names[out])
-        masks[name] = mask_of(found, out, ported.update.of(name), rule, name=name, truth=true)
+        masks[name] = mask_of(found, out, ported.change(out), rule, name=name, truth=true)
     return ported.with_update(Masked(ported.update, masks))
 
 
@@ -363,7 +363,7 @@ def _share(part: int, whole: int) -> float | None:
 
 def _counts(whole: Ported, kept: Ported, found: Tally, rule: MaskRule, out: str, truth: Truth | None) -> _Counts:
     name = whole.added[out]
-    tau, delta = whole.update.of(name), kept.update.of(name)
+    tau, delta = whole.change(out), kept.change(out)
     moving = tau != 0
     vote = vote_signs(found, out, tau, replace(rule, ties="drop")) * moving
     true = vote if truth is None else truth(name).to(tau).sign() * (vote != 0)
@@ -409,8 +409,7 @@ def mask_report(
 
 
 def _slope(ported: Ported, found: Tally) -> float:
-    names = ported.added
-    return sum((g.double() * ported.update.of(names[out])).sum().item() for out, g in found.sums.items()) / found.count
+    return sum((one.double() * ported.change(out)).sum().item() for out, one in found.sums.items()) / found.count
 
 
 # --- alpha --------------------------------------------------------------------------------------------------------

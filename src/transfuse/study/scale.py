@@ -60,7 +60,7 @@ class ScaleResult:
 
 def parts_of(ported: Ported, per: Per) -> dict[str, str]:
     """Output name of a tensor -> the part whose alpha scales it; tensors that do not change have none."""
-    moving = {out: name for out, name in ported.added.items() if bool(ported.update.of(name).any())}
+    moving = {out: name for out, name in ported.added.items() if bool(ported.change(out).any())}
     return {out: part_of(name) if per == "layer" else name for out, name in moving.items()}
 
 
@@ -111,8 +111,7 @@ def learn_scales(
     order = {part: i for i, part in enumerate(dict.fromkeys(parts.values()))}
     alphas = torch.full((len(order),), float(init), dtype=live.dtype, device=live.device, requires_grad=True)
     frozen = {name: x.to(live.device, live.dtype) for name, x in target.items() if x.is_floating_point()}
-    added = ported.added
-    update = {out: ported.update.of(added[out]).to(live.device, live.dtype) for out in parts}
+    update = {out: ported.change(out).to(live.device, live.dtype) for out in parts}
     rows = fixed_inputs(with_state(live, target), task, prepared, parts)
 
     def loss(batch: Batch) -> Tensor:

@@ -123,6 +123,10 @@ class Ported:
         self.lost[out] = (int((nonzero & (new == old)).sum()), int(nonzero.sum()))
         return _finite(out, new)
 
+    def change(self, out: str) -> Tensor:
+        """What is added at alpha 1 to the tensor of that name in the output; see `added`."""
+        return self.update.of(self.steps[out].name)
+
     def state(self) -> dict[str, Tensor]:
         """All tensors, in memory and in the order of the output; nothing is counted, and sums may overflow."""
         return {out: self._made(step) for out, step in self.steps.items()}
