@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from .maps.collection import Maps
     from .methods.match import MatchOptions, match
     from .methods.table import METHODS
-    from .porting.port import PortResult, port
+    from .porting.port import port
+    from .porting.run import PortResult
 
 _HOMES = {
     "METHODS": ".methods.table",
     "Maps": ".maps.collection",
     "MatchOptions": ".methods.match",
-    "PortResult": ".porting.port",
+    "PortResult": ".porting.run",
     "match": ".methods.match",
     "port": ".porting.port",
 }
