@@ -167,8 +167,8 @@ def without_embeddings(ported: Ported) -> Ported:
 
 
 def _sum(old: Tensor, update: Tensor) -> Tensor:
-    """What is added is added in its own dtype, and rounded once."""
-    return (old.to(update.dtype) + update).to(old.dtype)
+    """What is added is added in the wider dtype of both, and rounded once."""
+    return (old.to(torch.promote_types(old.dtype, update.dtype)) + update).to(old.dtype)
 
 
 def _finite(out: str, x: Tensor) -> Tensor:
