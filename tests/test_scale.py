@@ -63,7 +63,7 @@ def test_learned_scales_beat_none(setting: Setting, per: Any) -> None:
         setting.scores(setting.ported.at(0.0).state(), setting.shots)["loss"], abs=1e-5
     )
     assert min(found.losses) < 0.7 * found.losses[0]
-    none = setting.scores(target, setting.test)
+    none = setting.scores(setting.ported.at(0.0).state(), setting.test)
     assert setting.scores(found.state, setting.test)["accuracy"] > none["accuracy"] + 0.05
 
 

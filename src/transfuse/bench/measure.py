@@ -339,12 +339,12 @@ class Regime:
             yield kept[form] or make_cell(self.bench, cell, partial(make, form))
 
     def _interpolated(self, spec: InterpolationSpec, method: MethodSpec) -> dict[str, Record]:
-        settings = self.bench.settings
+        settings, maps = self.bench.settings, self.aligned[method.label].maps
         curves = interpolate(
             *self.paths,
             self.bench.recipe.tasks[spec.task],
-            method=method.method,
-            maps=self.aligned[method.label].maps,
+            method=method.method if maps is None else None,
+            maps=maps,
             lambdas=[i / (spec.points - 1) for i in range(spec.points)],
             data_dir=settings.data_dir,
             limit=self.bench.recipe.limit.test,

@@ -67,6 +67,8 @@ def set_up(options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
     explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
     if options.get("maps") and explicit:
         raise click.UsageError("--maps brings its method along; leave out --method")
+    if options.get("maps"):
+        options.pop("method", None)  # the default, which is not what the maps were made by
     quiet, verbose = options.pop("quiet"), options.pop("verbose")
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..errors import InputError
 from ..maps.algebra import PerHead, Rectangular
 from ..maps.collection import Maps
-from ..methods.table import METHODS, Method
+from ..methods.auto import AUTO
+from ..methods.table import DEFAULT_METHOD, METHODS, Method
 from ..models.model import Models
 
 
@@ -26,15 +27,28 @@ def refuse_inputs(models: Models, out: Path, maps: Maps | str | os.PathLike[str]
             raise InputError(f"{out} is where the {role} lies ({place}); give another place for the output")
 
 
-def method_of_maps(maps: Maps) -> Method:
+def method_of_maps(maps: Maps, asked: str | None = None) -> Method:
     """The method that made some maps.
 
+    Args:
+        asked: the method that the caller named beside them, if one.
+
     Raises:
-        InputError: it is unknown here.
+        InputError: it is unknown here, or another one than was asked for.
     """
     if maps.method not in METHODS:
         raise InputError(f"the maps were made by method {maps.method!r}, which this version does not know")
+    if asked not in (None, maps.method):
+        raise InputError(
+            f"the maps were made by method {maps.method!r} and method {asked!r} is asked for: maps bring their method "
+            "along, so leave it out, or match again with the other one"
+        )
     return METHODS[maps.method]
+
+
+def asked_method(method: str | None, maps: object) -> str:
+    """What to ask `port` for: a method that is not named is that of the maps, else the default."""
+    return method or (DEFAULT_METHOD if maps is None else AUTO)
 
 
 def check_maps(models: Models, maps: Maps) -> Maps:

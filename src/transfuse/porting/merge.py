@@ -14,13 +14,12 @@ from ..errors import InputError
 from ..files.checkpoint import open_checkpoint
 from ..files.writing import check_output
 from ..maps.collection import Maps
-from ..methods.table import DEFAULT_METHOD
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
 from ..models.plan import make_plan
 from ..update.merging import check_merge, merged
 from .card import merge_card
-from .given import refuse_inputs
+from .given import asked_method, refuse_inputs
 from .output import write_port
 from .port import port
 from .run import PortResult
@@ -35,7 +34,7 @@ def merge(
     how: str = "sum",
     alpha: float = 1.0,
     density: float | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     maps: Maps | str | os.PathLike[str] | None = None,
     family: str | None = None,
     config: ConfigLike = None,
@@ -79,7 +78,14 @@ def merge(
     if place is not None:
         for models in opened:
             refuse_inputs(models, place, maps)
-    common = {"method": method, "alpha": alpha, "seed": seed, "progress": progress, **known, **options}
+    common = {
+        "method": asked_method(method, maps),
+        "alpha": alpha,
+        "seed": seed,
+        "progress": progress,
+        **known,
+        **options,
+    }
     checks = {"null_trials": null_trials, "verify": verify, "double": double}
     results = [port(source, tuned[0], target, maps=maps, **checks, **common)]
     for other in tuned[1:]:
@@ -102,7 +108,9 @@ def _about(result: PortResult) -> dict[str, Any]:
 def _of_all(results: Sequence[PortResult]) -> dict[str, Any]:
     """What holds for the whole merge: the findings about the bases, which only the first port made."""
     first = results[0].report
-    shared = {key: first[key] for key in ("options", "match", "relation", "equivalence") if key in first}
+    shared = {
+        key: first[key] for key in ("options", "maps_options", "match", "relation", "equivalence") if key in first
+    }
     bases = {role: first["models"][role] for role in ("source", "target")}
     return shared | {"models": bases, "warnings": [line for result in results for line in result.report["warnings"]]}
 

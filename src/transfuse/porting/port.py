@@ -59,7 +59,8 @@ def port(
         out: folder to write; None keeps the result in memory (`PortResult.state_dict`).
         method: a row of `transfuse.METHODS`, or "auto" (`auto.py`), which looks at the models and takes one.
         alpha: scale of the task vector.
-        maps: maps (or their file) from an earlier `match` of the same two bases.
+        maps: maps (or their file) from an earlier `match` of the same two bases. They bring their method along: "auto"
+            is theirs, and no other one can be named beside them.
         inputs: unlabelled inputs (`evaluate.Inputs`), for methods that go by activations.
         labelled: a few labelled examples, by which auto takes a scale, and naive where that is better.
         family, config: see `match`.
@@ -82,7 +83,8 @@ def port(
         raise InputError(f"alpha is {alpha}; a finite number is needed")
     chosen = MatchOptions(**options)
     given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
-    row = method_of_maps(given) if given is not None else None if method == AUTO else get_method(method)
+    asked = None if method == AUTO else method
+    row = method_of_maps(given, asked) if given is not None else None if asked is None else get_method(asked)
     if labelled is not None and row is not None:
         raise InputError("labelled examples choose the method and the scale, so they go with method auto alone")
     place = None if out is None else Path(out)

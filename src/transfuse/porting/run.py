@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def carry(
     with models.passes.phase(method.update.transport):
         tensors = method.update.of(ported, prepared, options, progress=progress)
     report = {**about, "method": method.name, "summary": method.summary, "alpha": alpha}
-    return PortResult(report | _findings(models, method, found, equivalence), found, None, tensors)
+    return PortResult(report | _findings(models, method, found, equivalence, options), found, None, tensors)
 
 
 def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, double: bool) -> Equivalence:
@@ -115,9 +115,23 @@ def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, 
     return found
 
 
-def _findings(models: Models, method: Method, maps: Maps, equivalence: Equivalence | None) -> dict[str, Any]:
+# Options that only say how maps are sought.
+_SEEKING = ("spectra_output", "max_sweeps", "restarts")
+
+
+def _options(maps: Maps, options: MatchOptions) -> dict[str, Any]:
+    """The options of this run; beside them those that its maps were made with, where they are from another one."""
+    own, made = asdict(replace(options, tie_qkv=maps.tie_qkv)), dict(maps.options)
+    if own == made:
+        return {"options": own}
+    return {"options": {key: one for key, one in own.items() if key not in _SEEKING}, "maps_options": made}
+
+
+def _findings(
+    models: Models, method: Method, maps: Maps, equivalence: Equivalence | None, options: MatchOptions
+) -> dict[str, Any]:
     return {
-        "options": dict(maps.options),
+        **_options(maps, options),
         "match": {key: value for key, value in maps.report.items() if key != "null"},
         "relation": relation(models, maps, stored_null(maps)).as_dict(),
         "equivalence": None if equivalence is None else equivalence.as_dict(),

@@ -27,11 +27,11 @@ from ..errors import InputError, TransfuseError
 from ..files.configs import quiet_transformers
 from ..maps.collection import Maps
 from ..maps.random import tensor_generator
-from ..methods.table import DEFAULT_METHOD
 from ..models.delta import task_vector
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
 from ..porting.card import model_card
+from ..porting.given import asked_method
 from ..porting.output import write_port
 from ..porting.port import port
 from ..porting.run import PortResult
@@ -550,7 +550,7 @@ def refine(
     alphas: Sequence[float] = ALPHAS,
     folds: int = FOLDS,
     micro_batch: int | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     maps: Maps | str | os.PathLike[str] | None = None,
     family: str | None = None,
     config: ConfigLike = None,
@@ -602,7 +602,7 @@ def refine(
         check_place(place, (source, tuned, target), maps, family, config, force=force)
     known: dict[str, Any] = {"family": family, "config": config}
     common: dict[str, Any] = {"seed": seed, "progress": progress}
-    options |= {"method": method, "maps": maps, "verify": verify, "device": device}
+    options |= {"method": asked_method(method, maps), "maps": maps, "verify": verify, "device": device}
     result = port(source, tuned, target, **known, **common, **options)
     held = result.tensors.held()
     truth = None if oracle is None else true_vector(held, oracle, **known)

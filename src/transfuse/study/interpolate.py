@@ -86,7 +86,7 @@ def interpolate(
     target: ModelLike,
     task: TaskSpec,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     maps: Maps | str | os.PathLike[str] | None = None,
     inputs: Inputs | None = None,
     lambdas: Sequence[float] | None = None,
@@ -107,7 +107,8 @@ def interpolate(
     Args:
         source, target: two models of one class with heads of one shape.
         task: both are evaluated on it, with the processors of source.
-        method, maps, inputs: see `port`; maps bring their method along.
+        method: a row of `transfuse.METHODS`; None: that of the maps, else "tied".
+        maps, inputs: see `port`.
         lambdas: points on the line; 0, 0.5 and 1 are added. None: 11, evenly spaced.
         skips: None for the forms that the method has: "linear" and "rounded" where its maps need permuted skips, else
             "identity". "identity" with such maps shows what becomes of them without.
@@ -125,7 +126,7 @@ def interpolate(
         InputError: the models cannot be read, do not belong together, or cannot have permuted skips.
     """
     given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
-    row = get_method(method) if given is None else method_of_maps(given)
+    row = get_method(method or DEFAULT_METHOD) if given is None else method_of_maps(given, method)
     models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
     models.need_one_shape("a line between two models")
     found = _maps(models, row, given, MatchOptions(seed=seed, device=device, **options), inputs, progress)

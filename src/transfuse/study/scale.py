@@ -24,11 +24,10 @@ from ..errors import InputError, TransfuseError
 from ..files.open_clip import is_of_text_tower
 from ..files.writing import check_output
 from ..maps.collection import Maps
-from ..methods.table import DEFAULT_METHOD
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
 from ..porting.card import model_card
-from ..porting.given import refuse_inputs
+from ..porting.given import asked_method, refuse_inputs
 from ..porting.output import write_port
 from ..porting.port import port
 from ..porting.run import PortResult
@@ -180,7 +179,7 @@ def scale(
     lr: float = 0.05,
     init: float = 0.0,
     baseline_lr: float | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     maps: Maps | str | os.PathLike[str] | None = None,
     family: str | None = None,
     config: ConfigLike = None,
@@ -220,7 +219,7 @@ def scale(
     place = None if out is None else Path(out)
     if place is not None:
         check_place(place, (source, tuned, target), maps, family, config, force=force)
-    known = {"family": family, "config": config, "method": method, "maps": maps}
+    known = {"family": family, "config": config, "method": asked_method(method, maps), "maps": maps}
     common = {"seed": seed, "device": device, "progress": progress}
     result = port(source, tuned, target, verify=verify, **known, **common, **options)
     held = result.tensors.held()

@@ -16,8 +16,8 @@ from ..data.splits import Split
 from ..data.tasks import TaskSpec
 from ..errors import InputError
 from ..maps.collection import Maps
-from ..methods.table import DEFAULT_METHOD
 from ..models.model import ModelLike
+from ..porting.given import asked_method
 from ..porting.port import port
 from ..running.inputs import Prepared, prepare
 from ..running.live import load_live, with_state
@@ -70,7 +70,7 @@ def sweep(
     task: TaskSpec,
     *,
     support: TaskSpec | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     alphas: Sequence[float] = ALPHAS,
     choose_on: Literal["validation", "test"] = "validation",
     allow_test: bool = False,
@@ -103,7 +103,15 @@ def sweep(
     scales = check_alphas(alphas)
     _check_choice(choose_on, allow_test)
     result = port(
-        source, tuned, target, method=method, maps=maps, seed=seed, device=device, progress=progress, **options
+        source,
+        tuned,
+        target,
+        method=asked_method(method, maps),
+        maps=maps,
+        seed=seed,
+        device=device,
+        progress=progress,
+        **options,
     )
     held = result.tensors.held()
     live = live_of(held, held.at(1.0).state(), device=device)
