@@ -163,7 +163,7 @@ def test_permuted_skips_need_a_map_at_every_sum() -> None:
 
 def asked(tree: ast.AST) -> Iterator[ast.Compare]:
     """Comparisons of part of a method with a text."""
-    keys = {"kind", *next(iter(described().values()))} - {"name"}
+    keys = {*next(iter(described().values()))} - {"name"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
