@@ -59,11 +59,10 @@ def learn(setting: Setting, **options: Any) -> Any:
 @pytest.mark.parametrize("per", ["layer", "tensor"])
 def test_learned_scales_beat_none(setting: Setting, per: Any) -> None:
     found = learn(setting, per=per, steps=60)
-    assert found.losses[0] == pytest.approx(
-        setting.scores(setting.ported.at(0.0).state(), setting.shots)["loss"], abs=1e-5
-    )
+    target = setting.ported.at(0.0).state()
+    assert found.losses[0] == pytest.approx(setting.scores(target, setting.shots)["loss"], abs=1e-5)
     assert min(found.losses) < 0.7 * found.losses[0]
-    none = setting.scores(setting.ported.at(0.0).state(), setting.test)
+    none = setting.scores(target, setting.test)
     assert setting.scores(found.state, setting.test)["accuracy"] > none["accuracy"] + 0.05
 
 
