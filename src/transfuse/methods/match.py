@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from ..matching.solution import Solution
     from ..running.inputs import Prepared
     from ..running.unlabelled import Inputs
+    from ..spaces.layout import Layout
     from .forms import Form
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,23 @@ def match_models(
     }
     if not method.finds_maps:
         return Maps({}, **about)
+    split = _split_heads(models.layout) if form.tie_qkv else {}
     with models.passes.phase("match"):
         found, report = _found(models, method, form, options, inputs, null_trials, progress=progress)
-    return Maps(found.maps, **about, report=report)
+    return Maps(found.maps, **about, report=report | split)
+
+
+def _split_heads(layout: Layout) -> dict[str, Any]:
+    """For the report: heads in which q, k and v cannot share one inner map, as the method has it."""
+    found = layout.unequal_heads()
+    if found:
+        places = ", ".join(f"{name.split('/')[0]} ({' and '.join(map(str, sizes))})" for name, sizes in found.items())
+        log.warning(
+            "q and k have another number of units than v, so they cannot share one map inside heads as this method has "
+            "it, and keep one each: %s",
+            places,
+        )
+    return {"split_heads": sorted(found)} if found else {}
 
 
 def _found(
