@@ -122,7 +122,7 @@ def test_a_merge_never_replaces_its_inputs(folder: Path, tmp_path: Path) -> None
         (("sweep", "--alphas", "1,a"), "numbers with commas"),
         (("sweep", "--alphas", "nan"), "all finite"),
         (("sweep", "--maps", "m.safetensors", "--method", "tied"), "brings its method along"),
-        (("scale", "--shots", "1", "--lr", "0"), "learning rate 0"),
+        (("scale", "--shots", "1", "--lr", "0"), "'--lr': 0.0 is not in the range x>0"),
         (("scale",), "--shots"),
     ],
 )

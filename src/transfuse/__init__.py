@@ -16,15 +16,32 @@ if TYPE_CHECKING:
     from .maps.collection import Maps
     from .methods.match import MatchOptions, match
     from .methods.table import METHODS
+    from .porting.convert import convert
+    from .porting.inspection import inspect_models
+    from .porting.merge import merge
     from .porting.port import PortResult, port
+    from .study.evaluation import evaluate, finetune
+    from .study.gradfix import refine
+    from .study.interpolate import interpolate
+    from .study.scale import scale
+    from .study.sweep import sweep
 
 _HOMES = {
     "METHODS": ".methods.table",
     "Maps": ".maps.collection",
     "MatchOptions": ".methods.match",
     "PortResult": ".porting.port",
+    "convert": ".porting.convert",
+    "evaluate": ".study.evaluation",
+    "finetune": ".study.evaluation",
+    "inspect_models": ".porting.inspection",
+    "interpolate": ".study.interpolate",
     "match": ".methods.match",
+    "merge": ".porting.merge",
     "port": ".porting.port",
+    "refine": ".study.gradfix",
+    "scale": ".study.scale",
+    "sweep": ".study.sweep",
 }
 
 __all__ = [
@@ -36,8 +53,17 @@ __all__ = [
     "TransfuseError",
     "VerificationError",
     "__version__",
+    "convert",
+    "evaluate",
+    "finetune",
+    "inspect_models",
+    "interpolate",
     "match",
+    "merge",
     "port",
+    "refine",
+    "scale",
+    "sweep",
 ]
 
 
