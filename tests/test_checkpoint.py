@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import os
+import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from transformers import BertConfig, BertModel
 
 from transfuse.errors import InputError
 from transfuse.files import checkpoint
 from transfuse.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from transfuse.files.reading import BLOCK
 
 BERT = {"model_type": "bert", "hidden_size": 4}
 TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
@@ -197,12 +205,108 @@ def test_finite_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_tensor_and_vanished_file(tmp_path: Path) -> None:
-    opened = open_checkpoint(store(tmp_path / "x.safetensors", tensors()))
+    place = store(tmp_path / "x.safetensors", tensors())
+    opened, other = open_checkpoint(place), open_checkpoint(place)
     with pytest.raises(InputError, match="no tensor 'zzz'"):
         opened.tensor("zzz")
-    (tmp_path / "x.safetensors").unlink()
+    os.truncate(place, place.stat().st_size - 1)
+    with pytest.raises(InputError, match=r"x\.safetensors: .*shorter"):
+        [opened.tensor(name) for name in opened]
+    place.unlink()  # an open file stays readable
+    assert torch.equal(other.tensor("steps"), tensors()["steps"])
     with pytest.raises(InputError, match=r"x\.safetensors"):
-        opened.tensor("steps")
+        open_checkpoint(place)
+
+
+def test_one_open_file_for_all_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    open_file = os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: (seen.append(path), open_file(path, *rest))[1])
+    opened = open_checkpoint(sharded(tmp_path, "safetensors"))
+    for _ in range(3):
+        same(opened, tensors())
+        opened.fingerprint()
+    assert sorted(path.name for path in seen) == sorted(opened.shards)
+    held = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()}
+    mapped = Path("/proc/self/maps").read_text()
+    assert {str(path) for path in seen} <= held and str(tmp_path) not in mapped
+    again = pickle.loads(pickle.dumps(opened))
+    same(again, tensors())
+    assert len(pickle.dumps(opened)) < 4000 and len(seen) == 4
+    del opened, again
+    gc.collect()
+    held = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()}
+    assert not any(str(tmp_path) in place for place in held)
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_blocks_are_the_tensor(tmp_path: Path, count: int, dtype: torch.dtype) -> None:
+    held = {"a": torch.zeros(3, dtype=torch.uint8), "x": (torch.arange(count) % 251).to(dtype)}
+    for opened in (open_checkpoint(store(tmp_path / "x.safetensors", held)), open_checkpoint(held)):
+        blocks = [block.clone() for block in opened.blocks("x")]
+        assert torch.equal(torch.cat([torch.zeros(0, dtype=dtype), *blocks]), held["x"])
+        assert all(len(block) <= BLOCK for block in blocks) and opened.known.reads == {"x": 1}
+
+
+def test_blocks_refuse_what_is_not_finite(tmp_path: Path) -> None:
+    bad = torch.zeros(3, BLOCK)
+    bad[2, 7] = math.nan
+    opened = open_checkpoint(store(tmp_path / "x.safetensors", {"bad": bad}))
+    with pytest.raises(InputError, match=r"'bad' holds nan at index \(2, 7\)"):
+        list(opened.blocks("bad"))
+    assert len(list(opened.raw_blocks("bad"))) == 3
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+# Headers with how many bytes of tensors behind them.
+HEADERS: list[tuple[object, int]] = [
+    ({"a": ENTRY}, 7),
+    ({"a": ENTRY}, 9),
+    ({"a": {**ENTRY, "data_offsets": [1, 9]}}, 9),
+    ({"a": {**ENTRY, "data_offsets": [8, 0]}}, 8),
+    ({"a": {**ENTRY, "data_offsets": [0, 8, 8]}}, 8),
+    ({"a": {**ENTRY, "shape": [3]}}, 8),
+    ({"a": {**ENTRY, "shape": [-1, -2]}}, 8),
+    ({"a": {**ENTRY, "shape": [2**62, 2**62]}}, 8),
+    ({"a": {**ENTRY, "shape": [2.0]}}, 8),
+    ({"a": {**ENTRY, "shape": 2}}, 8),
+    ({"a": {**ENTRY, "dtype": "F33"}}, 8),
+    ({"a": {**ENTRY, "dtype": "F64"}}, 8),
+    ({"a": {"dtype": "F32", "shape": [2]}}, 8),
+    ({"a": ENTRY, "b": ENTRY}, 8),
+    ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, 12),
+    ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [16, 24]}}, 24),
+    ({"a": None}, 0),
+    ([ENTRY], 8),
+    ("a", 8),
+]
+
+
+@pytest.mark.parametrize(("header", "size"), HEADERS)
+def test_headers_that_safetensors_refuses(tmp_path: Path, header: object, size: int) -> None:
+    raw, path = json.dumps(header).encode(), tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(size))
+    with pytest.raises(SafetensorError), safe_open(path, "pt"):
+        pass
+    with pytest.raises(InputError, match=r"x\.safetensors"):
+        open_checkpoint(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are those of Linux")
+def test_no_room_for_a_tensor_is_an_input_error(tmp_path: Path) -> None:
+    path = store(tmp_path / "x.safetensors", {"x": torch.zeros(2**26)})  # 256 MB
+    code = f"""
+import resource, torch
+from transfuse.files.checkpoint import open_checkpoint
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, -1))
+opened = open_checkpoint({str(path)!r})
+assert len(opened.fingerprint()) == 64
+opened.tensor("x")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "InputError" in found.stderr and "no memory for tensor 'x'" in found.stderr
 
 
 def model(content: dict, config: object = BERT) -> Callable[[Path], Path]:
@@ -399,3 +503,21 @@ def test_local_paths_do_not_reach_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(InputError, match=r"no such file or folder"):
         open_checkpoint(Path("org/name"))
     assert not calls
+
+
+def test_a_state_dict_is_copied_once() -> None:
+    """The caller goes on with the model: what was opened stays what it was, also where numpy shares the memory."""
+    given = tensors()
+    given["tied"], given["flat"] = given["b.weight"], given["b.weight"].view(-1)
+    given["numpy"] = torch.from_numpy(array := np.ones((2, 2), dtype=np.float32))
+    config = {"model_type": "bert", "id2label": {"0": "A"}}
+    opened = open_checkpoint(given, config=config)
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    for tensor in given.values():
+        tensor.zero_()
+    array[:] = 7
+    config["id2label"]["0"] = "B"
+    assert all(torch.equal(opened.tensor(name), tensor) for name, tensor in before.items())
+    assert opened.tensor("tied").data_ptr() == opened.tensor("b.weight").data_ptr()
+    assert opened.fingerprint() == open_checkpoint(before).fingerprint()
+    assert opened.config["id2label"] == {"0": "A"}

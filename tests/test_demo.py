@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from transfuse.demo import run as demo
+from transfuse.demo import training
 from transfuse.errors import InputError
 from transfuse.porting.planted import plant
 
@@ -73,11 +74,11 @@ def test_demo_tells_its_story(tmp_path: Path) -> None:
 
 
 def test_reordered_release_computes_the_same_function(tmp_path: Path) -> None:
-    model = demo._new_model(torch.Generator().manual_seed(1))
+    model = training.new_model(torch.Generator().manual_seed(1))
     model.save_pretrained(tmp_path / "model")
     plant(tmp_path / "model", tmp_path / "reordered", tie_qkv=False, seed=2)
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    reordered = demo._load(tmp_path / "reordered")
+    reordered = training.load(tmp_path / "reordered")
     with torch.no_grad():
         torch.testing.assert_close(
             reordered(pixel_values=images).logits, model(pixel_values=images).logits, atol=1e-5, rtol=1e-4

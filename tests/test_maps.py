@@ -16,7 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from transfuse.errors import InputError
-from transfuse.maps.algebra import Dense, Identity, Map, Orthogonal, PerHead, Permutation
+from transfuse.maps.algebra import (
+    Coupling,
+    Dense,
+    Identity,
+    Map,
+    Orthogonal,
+    PerHead,
+    Permutation,
+    Rectangular,
+    map_from_tensors,
+)
 from transfuse.maps.collection import FORMAT_VERSION, Maps
 
 # (heads, units inside each): all kinds of maps of one shape can be composed.
@@ -373,3 +383,94 @@ def test_every_cut_is_noticed(tmp_path: Path):
         (tmp_path / "cut").write_bytes(content[:length])
         with pytest.raises(InputError, match="not a maps file"):
             Maps.load(tmp_path / "cut")
+
+
+# ---- every kind with every other, also those that have no inverse
+
+
+def every_kind(source: int = 6) -> dict[str, Map]:
+    """A map of each kind from 6 units (rectangular ones from `source`, which two heads divide) to 6."""
+    generator = torch.Generator().manual_seed(3)
+    found = {kind: make(kind, (2, 3), 1) for kind in KINDS} | {"more-heads": make("heads-orthogonal", (3, 2), 2)}
+
+    def coupling(n: int) -> Coupling:  # of rank 2: no inverse
+        weight = torch.full((n, n), 1 / n, dtype=torch.float64)
+        weight[:2, :2] += torch.tensor([[0.1, -0.1], [-0.1, 0.1]])
+        return Coupling(weight)
+
+    def rectangular(n: int, m: int) -> Rectangular:
+        return Rectangular(torch.randn(n, m, dtype=torch.float64, generator=generator))
+
+    swapped = Permutation(torch.tensor([1, 0]))
+    found["coupling"], found["rectangular"] = coupling(6), rectangular(6, source)
+    found["heads-coupling"] = PerHead(swapped, (coupling(3), coupling(3)))
+    found["heads-rectangular"] = PerHead(swapped, (rectangular(3, source // 2), rectangular(3, source // 2)))
+    found["heads-coupling-mixed"] = PerHead(swapped, (coupling(3), make("dense", (1, 3), 4)))
+    found["heads-rectangular-mixed"] = PerHead(swapped, (rectangular(3, 3), Permutation(torch.tensor([1, 2, 0]))))
+    return found
+
+
+def dense(one: Map) -> np.ndarray:
+    """Like `oracle`, of any kind."""
+    if isinstance(one, Coupling | Rectangular):
+        return one.weight.numpy()
+    if not isinstance(one, PerHead):
+        return oracle(one)
+    height, width = one.inner[0].size, one.inner[0].source_size
+    matrix = np.zeros((one.size, width * len(one.inner)))
+    for i, (j, inner) in enumerate(zip(one.heads.index.tolist(), one.inner, strict=True)):
+        matrix[i * height : (i + 1) * height, j * width : (j + 1) * width] = dense(inner)
+    return matrix
+
+
+def way_back(one: Map) -> np.ndarray:
+    """The inverse, or what stands in for it."""
+    if isinstance(one, Coupling):
+        return one.weight.numpy().T
+    if not isinstance(one, PerHead):
+        return np.linalg.pinv(dense(one))
+    width, height = one.inner[0].source_size, one.inner[0].size
+    matrix = np.zeros((width * len(one.inner), one.size))
+    for i, (j, inner) in enumerate(zip(one.heads.index.tolist(), one.inner, strict=True)):
+        matrix[j * width : (j + 1) * width, i * height : (i + 1) * height] = way_back(inner)
+    return matrix
+
+
+@pytest.mark.parametrize("source", [6, 4, 8])
+@pytest.mark.parametrize("kind", every_kind())
+def test_every_kind_is_its_matrix(kind: str, source: int):
+    one = every_kind(source)[kind]
+    matrix = dense(one)
+    assert (one.size, one.source_size) == matrix.shape
+    np.testing.assert_allclose(one.matrix().numpy(), matrix, atol=1e-12)
+    x = torch.randn(2, one.source_size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(one.apply(x, 1).numpy(), np.einsum("ij,ajb->aib", matrix, x.numpy()), atol=1e-12)
+    np.testing.assert_allclose(one.inverse().matrix().numpy(), way_back(one), atol=1e-12)
+    np.testing.assert_allclose(one.dual().matrix().numpy(), way_back(one).T, atol=1e-12)
+    again = map_from_tensors(one.kind, one.tensors())
+    assert (again.size, again.source_size) == matrix.shape
+    np.testing.assert_allclose(again.matrix().numpy(), matrix, atol=1e-12)
+    if "mixed" not in kind:
+        np.testing.assert_allclose(again.inverse().matrix().numpy(), way_back(one), atol=1e-12)
+
+
+@pytest.mark.parametrize("first", every_kind())
+@pytest.mark.parametrize("second", every_kind())
+def test_every_kind_after_every_other(second: str, first: str):
+    for source in (6, 4, 8):
+        after, before = every_kind()[second], every_kind(source)[first]
+        both, wanted = after @ before, dense(after) @ dense(before)
+        assert (both.size, both.source_size) == wanted.shape
+        np.testing.assert_allclose(both.matrix().numpy(), wanted, atol=1e-12)
+        np.testing.assert_allclose(both.inverse().matrix().numpy(), way_back(both), atol=1e-11)
+        again = map_from_tensors(both.kind, both.tensors())  # a product is of a kind that a file can hold
+        np.testing.assert_allclose(again.matrix().numpy(), wanted, atol=1e-12)
+        if not ({"coupling", "rectangular"} & {*first.split("-"), *second.split("-")}):
+            np.testing.assert_allclose(both.inverse().matrix().numpy(), np.linalg.inv(wanted), atol=1e-10)
+        elif first == "heads" and second == "coupling":
+            assert isinstance(both, Coupling)
+
+
+def test_maps_of_other_sizes_do_not_compose():
+    with pytest.raises(InputError, match="take 6 units where the first give 5"):
+        _ = Maps({"a": make("permutation", (2, 3), 0)}) @ Maps({"a": make("permutation", (1, 5), 0)})

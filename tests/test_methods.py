@@ -16,7 +16,7 @@ from tiny import Model, add_noise, clip, state_of, vit
 from transfuse import Maps
 from transfuse.errors import InputError
 from transfuse.files.checkpoint import open_checkpoint
-from transfuse.maps.algebra import Coupling, Orthogonal, PerHead
+from transfuse.maps.algebra import Coupling, Map, Orthogonal, PerHead, Permutation
 from transfuse.maps.random import ones_complement, random_maps
 from transfuse.maps.transport import transport
 from transfuse.matching.couplings import ACCURACY, REGULARISATION
@@ -29,6 +29,7 @@ from transfuse.models.opening import open_models
 from transfuse.porting.planted import PLANTED_MAPS, plant
 from transfuse.porting.verify import check_equivalence
 from transfuse.running.unlabelled import Inputs
+from transfuse.spaces.axes import parse_axes
 from transfuse.spaces.layout import Layout
 
 EXACT = 1e-9
@@ -275,3 +276,43 @@ def test_maps_of_every_kind_survive_a_file(tmp_path: Path):
         Maps.load(_saved(Maps({"a": Orthogonal(2 * rotation)}), tmp_path / "bad.safetensors"))
     with pytest.raises(InputError, match="do not sum to one"):
         Maps.load(_saved(Maps({"b": Coupling(2 * soft)}), tmp_path / "worse.safetensors"))
+
+
+@pytest.mark.parametrize("order", ["_ | stream.{last}", "stream.{last} | _"])
+def test_a_head_that_reads_more_than_the_stream(order: str):
+    """Three further features beside the stream, before or behind it; a norm with two gains of them before its own."""
+    own = slice(3, None) if order.startswith("_") else slice(0, -3)
+    states = [state_of(one) for one in (vit(0), tuned_vit(), vit(1))]
+    generator = torch.Generator().manual_seed(5)
+    for state in states:
+        state["classifier.weight"] = torch.randn(7, 19, dtype=torch.float64, generator=generator)
+        for leaf in ("weight", "bias"):
+            others = torch.randn(2, dtype=torch.float64, generator=generator)
+            state[f"vit.layernorm.{leaf}"] = torch.cat([others, state[f"vit.layernorm.{leaf}"]])
+    states[1]["classifier.weight"] = states[0]["classifier.weight"] + 0.1 * states[1]["classifier.weight"]
+    axes = {"classifier.weight": f"_ <- {order}"}
+    axes |= {f"layernorm.{leaf}": "_ | stream.{last} as norm" for leaf in ("weight", "bias")}
+    config = vit(0).config.to_dict() | {"axes": axes}
+    options: dict = {"method": "orthogonal", "config": config, "verify": False, "null_trials": 0}
+    result = transfuse.port(*states, **options)
+    turn = result.maps["stream"]
+    assert isinstance(turn, Orthogonal) and not turn.is_identity
+
+    gains = [torch.ones(19, dtype=torch.float64) for _ in states]
+    for gain, state in zip(gains, states, strict=True):
+        gain[own] = state["vit.layernorm.weight"][2:]
+    moves = torch.eye(19, dtype=torch.float64)
+    moves[own, own] = turn.weight.double()
+    source, tuned, target = (state["classifier.weight"] * gain for state, gain in zip(states, gains, strict=True))
+    wanted = (target + (tuned - source) @ moves.T) / gains[2]
+    torch.testing.assert_close(result.tensor("classifier.weight"), wanted)
+
+
+def test_parts_without_a_map_are_told_apart_or_refused():
+    x = torch.arange(7.0)
+    maps: dict[str, Map] = {"b": Permutation(torch.tensor([1, 0]))}
+    for text, wanted in (("_ | a | b", [0, 1, 2, 3, 4, 6, 5]), ("b | _ | a", [1, 0, 2, 3, 4, 5, 6])):
+        assert transport(x, parse_axes(text), maps).tolist() == wanted
+    assert transport(torch.arange(8.0), parse_axes("a | b | a"), maps).tolist() == [0, 1, 2, 4, 3, 5, 6, 7]
+    with pytest.raises(InputError, match=r"no map says how long the parts \['_', 'a'\] of an axis are"):
+        transport(x, parse_axes("_ | b | a"), maps)

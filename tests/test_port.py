@@ -28,6 +28,7 @@ from transformers import (
 
 from tiny import Model, State, bert, clip, fine_tuned, planted, randomise, save, state_of, vit
 from transfuse import InputError, VerificationError, match, port
+from transfuse.porting.inspection import inspect_models
 from transfuse.porting.verify import Equivalence
 from transfuse.running.building import Loading
 
@@ -719,3 +720,63 @@ def test_inputs_are_not_changed(trio: Folders, tmp_path: Path) -> None:
 
 def test_state_of_is_what_is_on_disk(trio: Folders) -> None:
     assert same(state_of(load(BertForMaskedLM, trio[0])), read(trio[0]))
+
+
+def test_the_result_is_of_the_models_as_they_were_given() -> None:
+    """Models in memory are trained on afterwards, and what the port gives is trained too: neither changes the port."""
+    source = bert(BertForMaskedLM)
+    tuned = fine_tuned(source, BertForSequenceClassification)
+    models = source, tuned, bert(BertForMaskedLM, seed=1)
+    config = source.config.to_dict() | {"architectures": ["BertForSequenceClassification"]}
+    wanted = port(*(copy.deepcopy(one.state_dict()) for one in models), config=config, method="naive").state_dict()
+    result = port(*(one.state_dict() for one in models), config=config, method="naive")
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data.zero_()
+    first = result.state_dict()
+    assert same(first, wanted)
+    for tensor in first.values():
+        tensor.zero_()
+    assert same(result.state_dict(), wanted)
+
+
+def test_modules_are_models(tmp_path: Path) -> None:
+    """Modules with a config are what their folders are, whatever class their config remembers."""
+    source = bert(BertForMaskedLM)
+    tuned = fine_tuned(source, BertForSequenceClassification, num_labels=3)
+    target, _ = planted(source, 1, noise=0.1)
+    modules = source, torch.nn.DataParallel(tuned), target
+    places = [save(one, tmp_path / str(n)) for n, one in enumerate((source, tuned, target))]
+    tuned.config.architectures = ["BertForMaskedLM"]  # as after loading the base to train a head on it
+    found, wanted = port(*modules, method="tied", null_trials=0), port(*places, method="tied", null_trials=0)
+    state, expected = found.state_dict(), wanted.state_dict()
+    assert expected.keys() == state.keys()
+    assert all((state[name] - one).abs().max() < EXACT for name, one in expected.items())
+    assert sorted(found.report["carried"]) == sorted(wanted.report["carried"]) and "classifier.bias" in state
+    equivalence = found.report["equivalence"]
+    assert equivalence["passed"] and equivalence["checked"] == wanted.report["equivalence"]["checked"]
+    maps = match(source, target, null_trials=0)
+    assert all(torch.equal(one.matrix(), wanted.maps[space].matrix()) for space, one in maps.spaces.items())  # pyright: ignore
+    report = inspect_models(source, tuned, target, null_trials=0)
+    assert report["models"]["tuned"]["architectures"] == ["BertForSequenceClassification"]
+
+
+def test_labels_of_a_module_are_those_of_its_folder(tmp_path: Path) -> None:
+    models = vit(0), fine_tuned(vit(0)), vit(1)
+    place = save(models[1], tmp_path / "tuned")
+    result = port(models[0], place, models[2], method="naive")
+    assert result.report["carried"] == [], "the heads have the same labels"
+
+
+@pytest.mark.parametrize("role", ["source", "tuned", "target"])
+@pytest.mark.parametrize("given", [None, 3, [1.0], {"weight"}])
+def test_what_is_no_model(role: str, given: Any) -> None:
+    models: dict[str, Any] = dict.fromkeys(("source", "tuned", "target"), bert()) | {role: given}
+    with pytest.raises(InputError, match=f"{role} is given as {type(given).__name__}, which is no model"):
+        port(**models)
+    if role != "tuned":
+        with pytest.raises(InputError, match=f"{role} is given as"):
+            match(models["source"], models["target"])
+    if given is not None:
+        with pytest.raises(InputError, match=f"{role} is given as {type(given).__name__}"):
+            inspect_models(**models)

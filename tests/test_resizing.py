@@ -29,6 +29,8 @@ from transfuse.maps.collection import Maps
 from transfuse.matching.heads import resized_heads
 from transfuse.matching.procrustes import best_rotation
 from transfuse.methods.table import METHODS
+from transfuse.models.opening import open_models
+from transfuse.models.plan import make_plan
 from transfuse.models.resizing import partners
 from transfuse.porting.inspection import inspect_models
 from transfuse.running.unlabelled import Inputs
@@ -433,3 +435,18 @@ def test_a_dry_run_refuses_too(tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match="needs bases of one shape"):
         transfuse.port(*places, method="tied", dry_run=True)
+
+
+@pytest.mark.parametrize("order", ["_ | stream.{last}", "stream.{last} | _"])
+def test_a_head_that_reads_more_than_the_stream(order: str) -> None:
+    """Three features beside the stream stay three, however wide the stream is."""
+    states = [state_of(one) for one in (vit(0), fine_tuned(vit(0)), vit(1, hidden_size=24))]
+    for state in states:
+        state["classifier.weight"] = torch.cat([state["classifier.weight"], torch.ones(7, 3, dtype=torch.float64)], 1)
+    source, tuned, target = states
+    heads = {"num_attention_heads": 4, "num_hidden_layers": 2}
+    config = {"model_type": "vit", **heads, "axes": {"classifier.weight": f"_ <- {order}"}}
+    models = open_models(source, target, tuned, config=config)
+    assert models.resizing is not None
+    assert models.resizing.shape_in_target("classifier.weight", (7, 19)) == (7, 27)
+    assert [one.action for one in make_plan(models).steps if one.name == "classifier.weight"] == ["add"]

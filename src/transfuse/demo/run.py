@@ -12,27 +12,33 @@ stand in for the next release of the base model:
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import PreTrainedModel
 
-from ..errors import InputError
 from ..files.configs import quiet_transformers
 from ..methods.table import DEFAULT_METHOD
-from ..porting.planted import plant
 from ..porting.port import port
-
-Say = Callable[[str], None]
+from .training import (
+    Digits,
+    Examples,
+    Say,
+    fine_tune,
+    generator,
+    load,
+    load_digits,
+    on_side,
+    optional,
+    train_all,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,50 +55,6 @@ METHODS: dict[str, dict[str, Any]] = {
 ZERO_SHOT = "zero-shot"
 TUNED_ON_TARGET = "tuned-on-target"
 
-_TEST_SIZE = 500
-_REPLAY = 300
-_BATCH = 64
-
-# Every random choice has a generator of its own: adding a step then changes no other step's draws.
-_STAGES = ("split", "init-source", "source", "release", "tuned", "reorder", "init-independent", "independent", "target")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Images of shape (n, 1, 8, 8) with values from -1 to 1, and their labels."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __getitem__(self, index: Tensor | slice) -> Examples:
-        return Examples(self.images[index], self.labels[index])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class Digits:
-    """The splits: `first` and `second` are disjoint halves of what may be trained on, `test` is never trained on."""
-
-    first: Examples
-    second: Examples
-    test: Examples
-
-    @property
-    def train(self) -> Examples:
-        """Both halves."""
-        return _join(self.first, self.second)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long and how fast one training runs; `noise` is the pixel noise that augments the images."""
-
-    epochs: int
-    lr: float
-    noise: float
-
 
 @dataclass(frozen=True)
 class Row:
@@ -102,11 +64,6 @@ class Row:
     method: str
     task: float
     support: float
-
-
-_FROM_SCRATCH = Recipe(epochs=22, lr=2e-3, noise=0.2)
-_CONTINUED = Recipe(epochs=10, lr=7e-4, noise=0.3)
-_FINE_TUNE = Recipe(epochs=8, lr=1e-3, noise=0.2)
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: Say | None = None) -> dict[str, Any]:
@@ -126,13 +83,13 @@ def run_demo(out: Path, *, seed: int = 0, progress: Say | None = None) -> dict[s
         InputError: scikit-learn or matplotlib is not installed.
     """
     for module in ("sklearn.datasets", "matplotlib.figure"):
-        _optional(module)
+        optional(module)
     say = progress or logger.info
     began = time.monotonic()
     models = out / "models"
     with quiet_transformers(), _one_thread():
-        digits = _load_digits(_generator(seed, "split"))
-        _train_all(models, digits, seed, say)
+        digits = load_digits(generator(seed, "split"))
+        train_all(models, digits, seed, say)
         references = [_measure(models / name, name, "-", digits) for name in ("source", "tuned")]
         measured = {target: _measure_target(models, target, digits, seed, say) for target in TARGETS}
     rows = [row for found, _ in measured.values() for row in found]
@@ -153,107 +110,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Say | None = None) -> dict[s
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
-def _load_digits(generator: Generator) -> Digits:
-    pixels, labels = _optional("sklearn.datasets").load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
-    examples = Examples(images, torch.tensor(labels))[torch.randperm(len(labels), generator=generator)]
-    test, train = examples[:_TEST_SIZE], examples[_TEST_SIZE:]
-    half = len(train) // 2
-    return Digits(first=train[:half], second=train[half:], test=test)
-
-
-def _on_side(examples: Examples) -> Examples:
-    """The shifted task: the same digits turned by 90 degrees."""
-    return Examples(torch.rot90(examples.images, 1, (2, 3)), examples.labels)
-
-
-def _join(a: Examples, b: Examples) -> Examples:
-    return Examples(torch.cat([a.images, b.images]), torch.cat([a.labels, b.labels]))
-
-
 # --- training -----------------------------------------------------------------------------------------------------
-
-
-def _train_all(models: Path, digits: Digits, seed: int, say: Say) -> None:
-    say("training: source")
-    source = _new_model(_generator(seed, "init-source"))
-    _train(source, digits.first, _FROM_SCRATCH, _generator(seed, "source"))
-    source.save_pretrained(models / "source")
-
-    say("training: tuned (the source, fine-tuned on digits on their side)")
-    _fine_tune(models / "source", models / "tuned", digits, _generator(seed, "tuned"))
-
-    say("training: release-continued, and release-permuted from it")
-    release = _load(models / "source")
-    _train(release, digits.second, _CONTINUED, _generator(seed, "release"))
-    release.save_pretrained(models / "release-continued")
-    order = {"tie_qkv": False, "seed": _seed(seed, "reorder"), "force": True}
-    plant(models / "release-continued", models / "release-permuted", **order)
-
-    say("training: independent")
-    independent = _new_model(_generator(seed, "init-independent"))
-    _train(independent, digits.first, _FROM_SCRATCH, _generator(seed, "independent"))
-    independent.save_pretrained(models / "independent")
-
-
-def _fine_tune(base: Path, out: Path, digits: Digits, generator: Generator) -> None:
-    """Teaches a base the digits on their side, with some upright ones so that it does not forget them."""
-    model = _load(base)
-    _train(model, _join(_on_side(digits.train), digits.first[:_REPLAY]), _FINE_TUNE, generator)
-    model.save_pretrained(out)
-
-
-def _train(model: PreTrainedModel, data: Examples, recipe: Recipe, generator: Generator) -> None:
-    steps = recipe.epochs * -(-len(data) // _BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)
-    model.train()
-    for _ in range(recipe.epochs):
-        for index in torch.randperm(len(data), generator=generator).split(_BATCH):
-            batch = data[index]
-            noise = torch.randn(batch.images.shape, generator=generator)
-            logits = model(pixel_values=batch.images + recipe.noise * noise).logits
-            loss = nn.functional.cross_entropy(logits, batch.labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-
-
-def _new_model(generator: Generator) -> PreTrainedModel:
-    config = ViTConfig(
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=128,
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        id2label={digit: str(digit) for digit in range(10)},
-        label2id={str(digit): digit for digit in range(10)},
-        # Dropout would draw from the global generator.
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = ViTForImageClassification(config)
-    _initialise(model, generator)
-    return model
-
-
-@torch.no_grad()
-def _initialise(model: nn.Module, generator: Generator) -> None:
-    """Draws the weights anew: the model's own initialisation uses the global generator."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
-            # Wider than the 0.02 meant for large models: at this size it trains in a third of the epochs.
-            parameter.normal_(0.0, 0.05, generator=generator)
-        else:
-            parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    return ViTForImageClassification.from_pretrained(folder)
 
 
 # --- porting and measuring ----------------------------------------------------------------------------------------
@@ -281,14 +138,14 @@ def _measure_target(models: Path, target: str, digits: Digits, seed: int, say: S
         rows.append(_measure(ported, target, method, digits))
     say(f"training: {TUNED_ON_TARGET}, {target}")
     retrained = models / f"{target}+{TUNED_ON_TARGET}"
-    _fine_tune(models / target, retrained, digits, _generator(seed, "target"))
+    fine_tune(models / target, retrained, digits, generator(seed, "target"))
     rows.append(_measure(retrained, target, TUNED_ON_TARGET, digits))
     return rows, relation
 
 
 def _measure(folder: Path, target: str, method: str, digits: Digits) -> Row:
-    model = _load(folder)
-    return Row(target, method, _accuracy(model, _on_side(digits.test)), _accuracy(model, digits.test))
+    model = load(folder)
+    return Row(target, method, _accuracy(model, on_side(digits.test)), _accuracy(model, digits.test))
 
 
 @torch.no_grad()
@@ -337,7 +194,7 @@ _COLOURS = {
 
 
 def _draw(file: Path, tuned: Row, rows: list[Row], relations: dict[str, str]) -> None:
-    figure = _optional("matplotlib.figure").Figure(figsize=(9, 7.5), layout="constrained", dpi=120)
+    figure = optional("matplotlib.figure").Figure(figsize=(9, 7.5), layout="constrained", dpi=120)
     panels = figure.subplots(2, 1, sharex=True)
     panels[0].set_title("Task: digits turned by 90 degrees, the gain to carry over")
     panels[1].set_title("Support: upright digits, the ability to keep")
@@ -369,22 +226,6 @@ def _draw_bars(axes: Any, measure: str, tuned: float, rows: list[Row]) -> None:
 
 
 # --- small helpers ------------------------------------------------------------------------------------------------
-
-
-def _generator(seed: int, stage: str) -> Generator:
-    return Generator().manual_seed(_seed(seed, stage))
-
-
-def _seed(seed: int, stage: str) -> int:
-    return seed * 1000 + _STAGES.index(stage)
-
-
-def _optional(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = module.partition(".")[0]
-        raise InputError(f"the demo needs {name}, which cannot be imported: pip install 'transfuse[demo]'") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..maps.transport import SpaceMaps, part_slices, transport
+from ..models.sums import dot
 from ..spaces.axes import Axes
 from ..spaces.layout import Layout
 
@@ -135,7 +136,7 @@ class WeightEvidence:
             target, source = self._pair(name)
             moved = transport(source, self.layout.params[name], maps)
             pairs = ((target, moved), (target, target), (moved, moved))
-            both, left, right = (float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
+            both, left, right = (dot(x, y) for x, y in pairs)
             found[name] = Products(both, left, right, target.ndim > 1)
         return found
 

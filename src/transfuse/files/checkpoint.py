@@ -1,41 +1,35 @@
-"""Reading checkpoints: folders, single files, hub models and state dicts in memory, one tensor at a time.
+"""Reading checkpoints: folders, single files, hub models and models in memory, one tensor at a time.
 
 Nothing in a checkpoint is ever executed: pickles are read with `weights_only=True`, which refuses code.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 from huggingface_hub import errors as hub_errors
-from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from ..errors import InputError
+from .reading import BLOCK, DTYPES, InMemory, Known, Part, Parts, Safetensors, TensorInfo, flat_blocks
 
-_SMALL = 2**25  # bytes
 _log = logging.getLogger(__name__)
 
-_DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
-    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
-    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin")
 _PLAIN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -50,6 +44,7 @@ _COMPANIONS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
 # Wrappers of training code (DataParallel, torch.compile) put their own name before every tensor name.
 _WRAPPERS = ("module.", "_orig_mod.")
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _UNWRAP = ("state_dict", "model", "model_state_dict")
 _QUANTISED = {"qweight", "qzeros", "SCB", "absmax", "quant_state"}
 _ADAPTER = "adapters are not read yet: load it with peft, call merge_and_unload(), save the merged model and give that"
@@ -60,35 +55,19 @@ _LOAD_ERRORS = (OSError, RuntimeError, EOFError, ValueError, LookupError, Attrib
 _HUB_ERRORS: tuple[Any, ...] = (*hub_errors.HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What is known of a tensor without reading it; `file` is relative to the checkpoint's folder ('' in memory)."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One file's tensors, by the names it holds."""
-
-    infos: dict[str, TensorInfo]
-    read: Callable[[str], torch.Tensor]
-
-
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A model's tensors, read from disk only when asked for and never cached.
 
     Attributes:
-        location: What the user gave ('in memory' for a mapping).
+        location: What the user gave ('in memory' for a mapping or a module).
         root: Folder on disk; the parent for a single file, None in memory.
-        kind: "transformers", "open_clip", "timm" or "state_dict" (a bare file, a mapping, a folder without config).
+        kind: "transformers", "open_clip", "timm" or "state_dict" (a bare file, in memory, a folder without config).
         config: Parsed config, with the caller's keys over it; {} if there is none.
         headers: Tensor infos by name, in file order, without the wrapper prefix ("module.", "_orig_mod.").
         shards: File name -> names of the tensors in it.
         origin: What it was before it was seen otherwise (`conform.py`); None: it is as it was opened.
+        changes: What is done to tensors of `origin` to see them so, by name; the others are as they were.
     """
 
     location: str
@@ -99,7 +78,8 @@ class Checkpoint:
     shards: dict[str, tuple[str, ...]] = field(repr=False)
     _read: Callable[[str], torch.Tensor] = field(repr=False)
     origin: Checkpoint | None = field(default=None, repr=False)
-    _checked: set[str] = field(default_factory=set, repr=False)
+    changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict, repr=False)
+    known: Known = field(default_factory=Known, repr=False)
 
     @property
     def companions(self) -> Path | None:
@@ -112,14 +92,33 @@ class Checkpoint:
         Raises:
             InputError: No such tensor, its file cannot be read, or (checked on the first read) it has NaN or inf.
         """
-        tensor = self._load(name)
-        bad = None if name in self._checked else _first_not_finite(tensor)
-        if bad is not None:
-            file = self.root / self.headers[name].file if self.root else self.location
-            fault = f"tensor '{name}' holds {tensor[bad].item()} at index {bad}"
-            raise InputError(f"{file}: {fault}; the model is damaged (training diverged, or a conversion overflowed)")
-        self._checked.add(name)
-        return tensor
+        return self._finite(name, self._load(name))
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The numbers of a tensor in order, shape (n,), `reading.BLOCK` at a time; each is valid until the next.
+
+        Raises:
+            InputError: as `tensor`, but what was read before a NaN or inf has been given by then.
+        """
+        for block in self.raw_blocks(name):
+            if name not in self.known.finite and not _is_finite(block):
+                self.tensor(name)  # says where
+            yield block
+        self.known.finite.add(name)
+
+    def raw_blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """`blocks` with whatever is in them."""
+        if self.origin is not None and name in self.changes:
+            return iter(self.changed(name, self.origin.tensor(name)).reshape(-1).split(BLOCK))
+        if self.origin is not None:
+            return self.origin.raw_blocks(name)
+        self._count(name)
+        return flat_blocks(self._read, name)
+
+    def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of `origin` as it is seen here."""
+        change = self.changes.get(name)
+        return tensor if change is None else change(tensor).to(tensor.dtype).contiguous()
 
     def __contains__(self, name: object) -> bool:
         return name in self.headers
@@ -132,43 +131,91 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """blake2b (64 hex digits) over name, dtype, shape and bytes of every tensor; the same however sharded."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=32)
-        for name in sorted(self.headers):
-            info = self.headers[name]
-            digest.update(json.dumps([name, str(info.dtype), info.shape]).encode() + b"\0")
-            digest.update(self._load(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        if self.known.fingerprint is None:
+            digest = Fingerprint(self.headers)
+            for name in digest.names:
+                digest.begin(name)
+                for block in self.raw_blocks(name):
+                    digest.update(block)
+            self.known.fingerprint = digest.hexdigest()
+        return self.known.fingerprint
 
     def _load(self, name: str) -> torch.Tensor:
+        if self.origin is not None:
+            return self.changed(name, self.origin.tensor(name))
+        self._count(name)
+        return self._read(name)
+
+    def _count(self, name: str) -> None:
         if name not in self.headers:
             raise InputError(f"{self.location}: it has no tensor '{name}'; the model may be of another architecture")
-        return self._read(name)
+        self.known.reads[name] += 1
+
+    def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        bad = None if name in self.known.finite else _first_not_finite(tensor)
+        if bad is not None:
+            file = self.root / self.headers[name].file if self.root else self.location
+            fault = f"tensor '{name}' holds {tensor[bad].item()} at index {bad}"
+            raise InputError(f"{file}: {fault}; the model is damaged (training diverged, or a conversion overflowed)")
+        self.known.finite.add(name)
+        return tensor
+
+
+class Fingerprint:
+    """The fingerprint of tensors that are given block by block, in the order of `names`."""
+
+    def __init__(self, headers: Mapping[str, TensorInfo]):
+        self.names = sorted(headers)
+        self._headers = headers
+        self._digest = hashlib.blake2b(digest_size=32)
+
+    def begin(self, name: str) -> None:
+        """The next blocks are of this tensor."""
+        info = self._headers[name]
+        self._digest.update(json.dumps([name, str(info.dtype), info.shape]).encode() + b"\0")
+
+    def update(self, block: torch.Tensor) -> None:
+        """Numbers of a tensor, in order, of any shape."""
+        self._digest.update(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """64 hex digits."""
+        return self._digest.hexdigest()
 
 
 def open_checkpoint(
-    location: str | os.PathLike[str] | Mapping[str, torch.Tensor] | Checkpoint,
+    location: str | os.PathLike[str] | Mapping[str, torch.Tensor] | nn.Module | Checkpoint,
     *,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    role: str = "the model",
 ) -> Checkpoint:
     """Opens a checkpoint; only file headers are read.
 
     Args:
         location: A model folder (transformers, open_clip, timm), a .safetensors/.pt/.pth/.bin file, a hub id
-            ("org/name", "org/name@revision"), a mapping name -> tensor, or a Checkpoint.
-        config: Keys that go over those of the folder's config: a mapping, a JSON file, or JSON text ("{...").
+            ("org/name", "org/name@revision"), a mapping name -> tensor, a module (its state dict, and its
+            config if it has one), or a Checkpoint. What is in memory is copied (tied tensors once), so that it can be
+            changed later: training a model changes its state dict.
+        config: Keys that go over those of the model's own config: a mapping, a JSON file, or JSON text ("{...").
+        role: What the model is to the caller ("source", "tuned", ...), for messages.
 
     Raises:
-        InputError: It is not there, not readable, not complete, quantised, an adapter, or holds code.
+        InputError: It is not there, not readable, not complete, quantised, an adapter, or holds code; or nothing that
+            can be opened.
     """
     extra = _given_config(config)
     if isinstance(location, Checkpoint):
         return replace(location, config={**location.config, **extra}) if extra else location
+    if isinstance(location, nn.Module):
+        location, extra = location.state_dict(), {**_config_of(location), **extra}
     if isinstance(location, Mapping):
-        return _assemble("in memory", None, "state_dict", extra, {"": _mapping_part(location, "", "in memory")})
+        part = _mapping_part(location, "", "in memory", copied=True)
+        return _assemble("in memory", None, "state_dict", extra, {"": part})
+    if not isinstance(location, str | os.PathLike):
+        raise InputError(
+            f"{role} is given as {type(location).__name__}, which is no model: give a folder, a weight file, a hub id, "
+            "a state dict (name -> tensor) or a torch.nn.Module"
+        )
     where = os.fspath(location)
     path = Path(where).expanduser()
     if where and os.path.isdir(path):
@@ -183,9 +230,22 @@ def open_checkpoint(
 
 def _given_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
     if config is None or isinstance(config, Mapping):
-        return dict(config or {})
+        return copy.deepcopy(dict(config or {}))  # the caller may go on to change it, like the tensors
     text = os.fspath(config)
     return _object(text, "config text") if text.lstrip().startswith("{") else _read_object(Path(text).expanduser())
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    """What a model's own config says, as it would stand in a file; {} if it has none."""
+    inner = getattr(model, "_orig_mod", model.module if isinstance(model, _PARALLEL) else model)
+    if inner is not model:
+        return _config_of(inner)
+    own: Any = getattr(model, "config", None)
+    if not hasattr(own, "to_dict"):
+        return {}
+    found = json.loads(json.dumps(own.to_dict(), default=str))  # a file has text where labels have numbers
+    # The config of a model with a new head still names the class that it was loaded from until it is saved.
+    return {**found, "architectures": [type(model).__name__]}
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -238,7 +298,7 @@ def _kind(weights: str, config: Mapping[str, Any]) -> str:
     return "transformers" if config else "state_dict"
 
 
-def _file_part(path: Path) -> _Part:
+def _file_part(path: Path) -> Part:
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -248,7 +308,7 @@ def _file_part(path: Path) -> _Part:
         fault = "a Git LFS pointer, not the weights ('git lfs pull' brings them)" if start else "the file is empty"
         raise InputError(f"{path}: {fault}; get it again")
     if path.suffix == ".safetensors":
-        return _safetensors_part(path)
+        return Safetensors(path)
     if path.suffix in _PICKLES:
         return _pickle_part(path)
     raise InputError(f"{path}: not a weight file; .safetensors, {', '.join(_PICKLES)} are read")
@@ -268,7 +328,7 @@ def _weight_map(path: Path) -> dict[str, list[str]]:
     return dict(sorted(files.items()))
 
 
-def _index_parts(folder: Path, index: str) -> dict[str, _Part]:
+def _index_parts(folder: Path, index: str) -> dict[str, Part]:
     parts = {}
     for file, named in _weight_map(folder / index).items():
         path = folder / file
@@ -281,7 +341,7 @@ def _index_parts(folder: Path, index: str) -> dict[str, _Part]:
     return parts
 
 
-def _assemble(where: str, root: Path | None, kind: str, config: dict[str, Any], parts: dict[str, _Part]) -> Checkpoint:
+def _assemble(where: str, root: Path | None, kind: str, config: dict[str, Any], parts: dict[str, Part]) -> Checkpoint:
     names = [name for part in parts.values() for name in part.infos]
     if not names:
         raise InputError(f"{where}: it holds no tensors")
@@ -289,9 +349,9 @@ def _assemble(where: str, root: Path | None, kind: str, config: dict[str, Any], 
     headers = {name[cut:]: info for part in parts.values() for name, info in part.infos.items()}
     shards = {file: tuple(name[cut:] for name in part.infos) for file, part in parts.items()}
     _refuse_unmergeable(where, config, headers)
+    holds = {name[cut:]: (file, name) for file, part in parts.items() for name in part.infos}
     return Checkpoint(
-        location=where, root=root, kind=kind, config=config, headers=headers, shards=shards,
-        _read=lambda name: parts[headers[name].file].read(names[0][:cut] + name),
+        location=where, root=root, kind=kind, config=config, headers=headers, shards=shards, _read=Parts(parts, holds)
     )  # fmt: skip
 
 
@@ -319,49 +379,22 @@ def _refuse_unmergeable(where: str, config: Mapping[str, Any], headers: Mapping[
 def _first_not_finite(tensor: torch.Tensor) -> tuple[int, ...] | None:
     if not tensor.is_floating_point() or not tensor.numel():
         return None
-    # The extremes are NaN or inf if any entry is, and need no mask of the tensor's size.
-    if torch.isfinite(torch.stack(list(tensor.aminmax()))).all():
+    if _is_finite(tensor):
         return None
     flat = torch.isfinite(tensor).logical_not().reshape(-1).nonzero()[0, 0]
     return tuple(int(i) for i in torch.unravel_index(flat, tensor.shape))
 
 
-@contextmanager
-def _safetensors(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            yield handle
-    except (SafetensorError, OSError) as err:
-        raise InputError(f"{path}: not a valid safetensors file ({err}), cut off or damaged; get it again") from err
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if math.isfinite(tensor.sum()):
+        return True
+    # Sums can overflow. The extremes are NaN or inf if any entry is, and need no mask of the tensor's size.
+    return bool(torch.isfinite(torch.stack(list(tensor.aminmax()))).all())
 
 
-def _safetensors_part(path: Path) -> _Part:
-    infos = {}
-    with _safetensors(path) as handle:
-        for name in handle.offset_keys():
-            piece = handle.get_slice(name)
-            dtype = _DTYPES.get(piece.get_dtype())
-            if dtype is None:
-                raise InputError(f"{path}: tensor '{name}' is quantised or of unknown dtype ({piece.get_dtype()})")
-            infos[name] = TensorInfo(tuple(piece.get_shape()), dtype, path.name)
-
-    kept: dict[str, torch.Tensor] = {}
-    small = path.stat().st_size <= _SMALL
-
-    def read(name: str) -> torch.Tensor:
-        if name not in kept:
-            # Opened anew each time: an open handle would keep every page that was read in memory. A small file is
-            # read whole instead, since opening it costs more than its tensors.
-            with _safetensors(path) as handle:
-                if not small:
-                    return handle.get_tensor(name)
-                kept.update({one: handle.get_tensor(one) for one in infos})
-        return kept[name]
-
-    return _Part(infos, read)
-
-
-def _pickle_part(path: Path) -> _Part:
+def _pickle_part(path: Path) -> Part:
     try:
         # Files from before torch 1.6 are not zip archives and cannot be mapped: they are held in memory whole.
         mapped = zipfile.is_zipfile(path)
@@ -377,7 +410,7 @@ def _pickle_part(path: Path) -> _Part:
     return _mapping_part(content, path.name, str(path))
 
 
-def _mapping_part(content: Any, file: str, where: str) -> _Part:
+def _mapping_part(content: Any, file: str, where: str, *, copied: bool = False) -> Part:
     """A part of a state dict, after unwrapping one level ({"state_dict": ...} and such)."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in _UNWRAP if isinstance(content.get(key), Mapping)), content)
@@ -386,13 +419,24 @@ def _mapping_part(content: Any, file: str, where: str) -> _Part:
         if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
             _log.debug("%s: '%s' is %s, not a tensor: left out", where, name, type(value).__name__)
             continue
-        if value.layout != torch.strided or value.is_meta or value.dtype not in _DTYPES.values():
+        if value.layout != torch.strided or value.is_meta or value.dtype not in DTYPES.values():
             raise InputError(f"{where}: tensor '{name}' ({value.dtype}) is sparse, quantised, odd or without data")
         tensors[name] = value.detach()
     if not tensors:
         raise InputError(f"{where}: no tensors in it; a state dict is read, alone or under one of {', '.join(_UNWRAP)}")
-    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype, file) for name, tensor in tensors.items()}
-    return _Part(infos, lambda name: tensors[name].cpu())
+    return InMemory(_copies(tensors) if copied else tensors, file)
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU; tensors that are one in memory (tied weights) stay one."""
+    made: dict[object, torch.Tensor] = {}
+    found = {}
+    for name, x in tensors.items():
+        place = x.device, x.data_ptr(), x.shape, x.stride(), x.dtype
+        if place not in made:
+            made[place] = x.to("cpu", copy=True)
+        found[name] = made[place]
+    return found
 
 
 def _fetch(where: str, repo: str, revision: str | None) -> Path:

@@ -7,10 +7,10 @@ any axis of a tensor. A permutation is an index gather, never a matrix; an ident
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -117,9 +117,9 @@ class Permutation(Map):
             return self
         if isinstance(other, Permutation):
             return Permutation(other.index[self.index])
-        if isinstance(other, Orthogonal | Coupling):
+        if isinstance(other, _Matrix):
             return type(other)(other.weight[self.index.to(other.weight.device)])
-        return Dense(self.matrix()) @ other
+        return _product(self, other)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"index": self.index}
@@ -138,12 +138,11 @@ class _Matrix(Map):
     def apply(self, x: Tensor, dim: int) -> Tensor:
         return (self.weight.to(x) @ x.movedim(dim, -2)).movedim(-2, dim) if x.ndim > 1 else self.weight.to(x) @ x
 
+    def __matmul__(self, other: Map) -> Map:
+        return self if isinstance(other, Identity) else _product(self, other)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"weight": self.weight}
-
-    def after(self, other: Map) -> Tensor:
-        """The matrix that applies `other` first."""
-        return self.weight @ other.matrix().to(self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +157,6 @@ class Dense(_Matrix):
     def dual(self) -> Dense:
         return Dense(torch.linalg.inv(self.weight).T.contiguous())
 
-    def __matmul__(self, other: Map) -> Map:
-        return self if isinstance(other, Identity) else Dense(self.after(other))
-
 
 @dataclass(frozen=True, eq=False)
 class Orthogonal(_Matrix):
@@ -170,11 +166,6 @@ class Orthogonal(_Matrix):
 
     def inverse(self) -> Orthogonal:
         return Orthogonal(self.weight.T.contiguous())
-
-    def __matmul__(self, other: Map) -> Map:
-        if isinstance(other, Identity):
-            return self
-        return (Orthogonal if isinstance(other, Orthogonal | Permutation) else Dense)(self.after(other))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,13 +180,10 @@ class Coupling(_Matrix):
     def inverse(self) -> Coupling:
         return Coupling(self.weight.T.contiguous())
 
-    def __matmul__(self, other: Map) -> Map:
-        return self if isinstance(other, Identity) else Coupling(self.after(other))
-
 
 @dataclass(frozen=True, eq=False)
 class Rectangular(_Matrix):
-    """A map between different numbers of units, shape (target's, source's). The pseudo-inverse is its way back."""
+    """Any matrix, as between different numbers of units, shape (target's, source's). The pseudo-inverse leads back."""
 
     kind: ClassVar[str] = "rectangular"
 
@@ -214,9 +202,6 @@ class Rectangular(_Matrix):
         """The pseudo-inverse: a decomposition, which several tensors need."""
         return torch.linalg.pinv(self.weight)
 
-    def __matmul__(self, other: Map) -> Map:
-        return self if isinstance(other, Identity) else Rectangular(self.after(other))
-
 
 @dataclass(frozen=True, eq=False)
 class PerHead(Map):
@@ -232,6 +217,10 @@ class PerHead(Map):
     @property
     def size(self) -> int:
         return sum(one.size for one in self.inner)
+
+    @property
+    def source_size(self) -> int:
+        return sum(one.source_size for one in self.inner)
 
     @property
     def is_identity(self) -> bool:
@@ -269,8 +258,8 @@ class PerHead(Map):
     def __matmul__(self, other: Map) -> Map:
         if isinstance(other, Identity):
             return self
-        if not isinstance(other, PerHead):
-            return Dense(self.matrix()) @ other
+        if not isinstance(other, PerHead) or len(other.inner) != len(self.inner):
+            return _product(self, other)
         mine = self.heads.index.tolist()
         inner = tuple(one @ other.inner[h] for one, h in zip(self.inner, mine, strict=True))
         return PerHead(Permutation(other.heads.index[self.heads.index]), inner)
@@ -278,10 +267,35 @@ class PerHead(Map):
     def tensors(self) -> dict[str, Tensor]:
         flat = self.flat()
         if flat is None:
-            part = "orthogonal" if all(isinstance(one, Orthogonal) for one in self.inner) else "weight"
+            kind = _joined([type(one) for one in self.inner])
+            part = "weight" if kind is Dense else kind.kind
             return {"heads": self.heads.index, part: torch.stack([one.matrix() for one in self.inner])}
         width = self.inner[0].size
         return {"heads": self.heads.index, "index": (flat.index % width).view(len(self.inner), width)}
+
+
+def _kinds(one: Map) -> list[type[Map]]:
+    return [type(inner) for inner in one.inner] if isinstance(one, PerHead) else [type(one)]
+
+
+def _joined(kinds: Sequence[type[Map]]) -> type[Map]:
+    """The kind of a product or a mixture of maps that are not the identity: the narrowest that all of them keep to.
+
+    A coupling is none any more once it is rotated, and it need not have an inverse, so it is any matrix then.
+    """
+    found = set(kinds) - {Identity, Permutation}
+    if len(found) < 2:
+        return found.pop() if found else Permutation
+    return Rectangular if found & {Coupling, Rectangular} else Dense
+
+
+def _product(after: Map, before: Map) -> Map:
+    """The map that applies `before` first, by their matrices, in the dtype of the first one that is held as such."""
+    dtype = next((one.weight.dtype for one in (after, before) if isinstance(one, _Matrix)), torch.float64)
+    matrices = (one.weight if isinstance(one, _Matrix) else one.matrix() for one in (after, before))
+    weight = torch.matmul(*(one.to(dtype) for one in matrices))
+    kind: Any = _joined([*_kinds(after), *_kinds(before)])
+    return Permutation(weight.argmax(1)) if kind is Permutation else kind(weight)
 
 
 def map_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> Map:
@@ -305,12 +319,11 @@ def map_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> Map:
         return _checked_rectangular(_part(tensors, "weight"))
     if kind == PerHead.kind:
         heads = _checked_index(_part(tensors, "heads"))
-        part = next((name for name in ("index", "orthogonal") if name in tensors), "weight")
+        part = next((name for name in ("index", "orthogonal", "coupling", "rectangular") if name in tensors), "weight")
         inner = _part(tensors, part)
         if inner.dim() < 2 or len(inner) != heads.size:
             raise InputError(f"{heads.size} heads have an inner map of shape {tuple(inner.shape)}: {DAMAGED}")
-        make = {"index": _checked_index, "orthogonal": _checked_orthogonal, "weight": _checked_dense}[part]
-        return PerHead(heads, tuple(make(one.clone()) for one in inner))
+        return PerHead(heads, tuple(_INNER[part](one.clone()) for one in inner))
     raise InputError(f"a map of kind {kind!r} is unknown to this version of transfuse")
 
 
@@ -362,3 +375,12 @@ def _checked_rectangular(weight: Tensor) -> Rectangular:
 def _is_square(weight: Tensor) -> bool:
     square = weight.is_floating_point() and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
     return square and bool(torch.isfinite(weight).all())
+
+
+_INNER: dict[str, Callable[[Tensor], Map]] = {
+    "index": _checked_index,
+    "orthogonal": _checked_orthogonal,
+    "coupling": _checked_coupling,
+    "rectangular": _checked_rectangular,
+    "weight": _checked_dense,
+}

@@ -168,4 +168,6 @@ def _compose(after: Map | None, before: Map | None) -> Map:
         found = after or before
         assert found is not None
         return found
+    if after.source_size != before.size:
+        raise InputError(f"the second maps take {after.source_size} units where the first give {before.size}")
     return after @ before

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..spaces.axes import Axes, Axis, Part
 from .algebra import Map
 
@@ -40,16 +41,27 @@ def _move_axis(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> Tensor:
         return x
     if len(axis.parts) == 1:
         return _apply(x, dim, axis.parts[0], maps)
-    # A part without a map has no known size; an axis has at most one such kind, so its share is what is left over.
     pieces = _split(x, dim, axis, maps)
     return torch.cat([_apply(piece, dim, part, maps) for piece, part in zip(pieces, axis.parts, strict=True)], dim)
 
 
 def _split(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> tuple[Tensor, ...]:
+    """The parts of an axis. Only maps say sizes: parts without one, side by side, share what is left over.
+
+    Raises:
+        InputError: such parts are not side by side, nor of one space, so that their lengths cannot be told apart.
+    """
     known = [maps[p.space].source_size if p.space and p.space in maps else None for p in axis.parts]
-    unknown = known.count(None)
+    bare = [i for i, size in enumerate(known) if size is None]
     rest = x.shape[dim] - sum(size for size in known if size is not None)
-    return x.split([size if size is not None else rest // unknown for size in known], dim)
+    if bare and bare[-1] - bare[0] == len(bare) - 1:
+        shares = [rest, *(0 for _ in bare[1:])]  # nothing happens to them, so one may stand for all
+    elif len({axis.parts[i].space for i in bare}) > 1:
+        raise InputError(f"no map says how long the parts {[axis.parts[i].space or '_' for i in bare]} of an axis are")
+    else:
+        shares = [rest // len(bare) for _ in bare]
+    lengths = dict(zip(bare, shares, strict=True))
+    return x.split([lengths[i] if size is None else size for i, size in enumerate(known)], dim)
 
 
 def _apply(x: Tensor, dim: int, part: Part, maps: SpaceMaps) -> Tensor:

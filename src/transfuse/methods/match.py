@@ -79,7 +79,7 @@ def match(
     """Finds which unit of source is which unit of target.
 
     Args:
-        source, target: the two bases: directory, file, hub id, or state dict.
+        source, target: the two bases: directory, file, hub id, state dict or module.
         method: a row of `transfuse.METHODS`.
         family: layout family, if the config does not say it.
         config: added to both models' configs.
@@ -143,8 +143,8 @@ def match_models(
         "streams": method.streams,
         "tie_qkv": options.tie_qkv,
         "norms": "folded" if method.group == "orthogonal" else "kept",
-        "source": models.source.checkpoint.fingerprint(),
-        "target": models.target.checkpoint.fingerprint(),
+        "source": models.survey.fingerprints["source"],
+        "target": models.survey.fingerprints["target"],
         "options": asdict(options),
     }
     if method.group == "identity":
@@ -158,12 +158,18 @@ def match_models(
         return Maps(found, **about, report=report)
     evidence = matching_evidence(models, method, options)
     found = solve(evidence, method, options, progress=progress)
-    products = evidence.products({}), evidence.products(found.maps)
+    # Folded weights are others than those of the survey.
+    as_is = evidence.products({}) if method.group == "orthogonal" else _of_survey(models, evidence)
+    products = as_is, evidence.products(found.maps)
     report = _report(found, *products)
     if null_trials:
         null = null_test(evidence, *products, method, options, trials=null_trials, progress=progress)
         report["null"] = {tower: asdict(one) for tower, one in null.items()}
     return Maps(found.maps, **about, report=report)
+
+
+def _of_survey(models: Models, evidence: WeightEvidence) -> dict[str, Products]:
+    return {name: models.survey.products[name] for name in evidence.names}
 
 
 def stored_null(maps: Maps) -> dict[str, NullTest] | None:

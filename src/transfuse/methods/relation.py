@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ..errors import InputError
 from ..evidence.weights import cosine
 from ..maps.collection import Maps
-from ..models.delta import task_vector
-from ..models.model import Model, Models
+from ..models.model import Models
 from ..spaces.layout import part_of
 from .match import NullTest, layers_by_tower, weight_evidence
 
@@ -51,15 +48,12 @@ def delta_report(models: Models, *, heads_come: bool = False) -> DeltaReport:
     source, tuned = models.source, models.tuned
     assert tuned is not None
     squares: dict[str, list[float]] = {}
-    changed = total = 0
-    for name in source.floats():
-        if name not in tuned.disk or tuned.shape(name) != source.shape(name):
-            continue
-        delta, base = task_vector(source, tuned, name)
+    changes = models.survey.changes
+    for name, one in changes.items():
         part = squares.setdefault(part_of(name), [0.0, 0.0])
-        part[0] += float(delta.square().sum(dtype=torch.float64))
-        part[1] += float(base.square().sum(dtype=torch.float64))
-        changed, total = changed + bool(delta.any()), total + 1
+        part[0] += one.delta
+        part[1] += one.base
+    changed, total = sum(one.changed for one in changes.values()), len(changes)
     if not total:
         raise InputError(
             f"no tensor of tuned {tuned.checkpoint.location} has the name and shape of one of source "
@@ -83,19 +77,9 @@ def _delta_verdict(relative_norm: float, changed: int) -> str:
     return "fine-tune" if relative_norm < 0.5 else "large" if relative_norm < 1 else "unrelated"
 
 
-def is_nearer(tuned: Model, target: Model, source: Model) -> bool:
+def is_nearer_to_target(models: Models) -> bool:
     """Whether tuned is nearer to target than to source, over the tensors all three have in one shape."""
-    distances = [0.0, 0.0]
-    for name in tuned.floats():
-        if (
-            name in source.disk
-            and name in target.disk
-            and source.shape(name) == target.shape(name) == tuned.shape(name)
-        ):
-            new = tuned.tensor(name).float()
-            for i, base in enumerate((target, source)):
-                distances[i] += float((new - base.tensor(name).float()).square().sum(dtype=torch.float64))
-    return distances[0] < distances[1]
+    return models.survey.to_target < models.survey.to_source
 
 
 @dataclass(frozen=True)
@@ -163,15 +147,8 @@ def _verdict(cosine: float, as_is: bool, null: NullTest | None) -> str:
 
 def raw_cosines(models: Models) -> dict[str, float]:
     """Cosine of source and target over the layers' matrices, as they are, by tower."""
+    products = models.survey.products
     if models.layout.spaces:
-        evidence = weight_evidence(models, models.layout, "cpu")
-        products = evidence.products({})
-        return {tower: cosine(products[n] for n in names) for tower, names in layers_by_tower(evidence).items()}
-    product = left = right = 0.0
-    for name in models.shared():
-        if len(models.source.shape(name)) > 1:
-            one, other = (model.tensor(name).float() for model in (models.source, models.target))
-            product += float((one * other).sum(dtype=torch.float64))
-            left += float(one.square().sum(dtype=torch.float64))
-            right += float(other.square().sum(dtype=torch.float64))
-    return {"model": product / max((left * right) ** 0.5, torch.finfo(torch.float64).tiny)}
+        towers = layers_by_tower(weight_evidence(models, models.layout, "cpu"))
+        return {tower: cosine(products[n] for n in names) for tower, names in towers.items()}
+    return {"model": cosine(products.values())}

@@ -25,6 +25,7 @@ from torch.nn import functional
 from ..errors import InputError
 from ..families.table import Family, Row
 from ..files.configs import complete_config
+from ..files.reading import Known
 from ..files.vocabulary import Vocabulary, token_rows
 from ..spaces.axes import Axes, parse_axes
 
@@ -140,15 +141,12 @@ def _conformed(inputs: _Inputs, model: Model) -> tuple[Model, list[tuple[str, tu
     if not found:
         return model, []
     _check_padding(inputs, checkpoint)
-    old, read = checkpoint.headers, checkpoint.tensor
+    old = checkpoint.headers
     new = {name: replace(info, shape=found[name][0]) if name in found else info for name, info in old.items()}
 
-    def changed(name: str) -> Tensor:
-        tensor = read(name)
-        return found[name][1](tensor).to(tensor.dtype).contiguous() if name in found else tensor
-
     config = _config(checkpoint.config, complete_config(inputs.target.checkpoint.config))
-    seen = replace(checkpoint, headers=new, config=config, origin=checkpoint, _read=changed, _checked=set())
+    changes = {name: change for name, (_, change) in found.items()}
+    seen = replace(checkpoint, headers=new, config=config, origin=checkpoint, changes=changes, known=Known())
     names = {on_disk: name for name, on_disk in model.disk.items()}
     differing = [(names[n], old[n].shape, new[n].shape) for n in found if old[n].shape != new[n].shape]
     return replace(model, checkpoint=seen), differing

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..maps.transport import SpaceMaps, part_slices, transport
-from ..spaces.axes import Axes
+from ..maps.transport import SpaceMaps, transport
+from ..spaces.axes import Axes, Axis, Part
 from ..spaces.layout import Layout, tower_of
 from .model import Model
 
@@ -33,14 +33,19 @@ class Factor:
 
     Attributes:
         by: name of the tensor that holds the vector: norm gains or LayerScale.
-        dim, start: where it lies along the tensor.
+        dim, start: where it lies along the tensor, from the end if negative: only the tensor itself says how long a
+            part is that nobody moves.
         power: 1 or -1.
+        size: its length.
+        first: where it begins in the tensor that holds it, as `start` does.
     """
 
     by: str
     dim: int
     start: int
     power: int
+    size: int
+    first: int
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,10 @@ class Folding:
         for factor in self.factors.get(name, ()):
             if factor.by not in model:
                 continue
-            gain = _gain(model, factor.by).to(torch.promote_types(x.dtype, torch.float32))
+            gain = _gain(model, factor).to(torch.promote_types(x.dtype, torch.float32))
             shape = [-1 if dim == factor.dim % x.ndim else 1 for dim in range(x.ndim)]
             whole = torch.ones(x.shape[factor.dim], dtype=gain.dtype)
-            whole[factor.start : factor.start + len(gain)] = gain
+            whole.narrow(0, factor.start % len(whole), factor.size).copy_(gain)
             x, whole = x.to(gain.dtype), whole.view(shape)
             x = x * whole if sign * factor.power > 0 else x / whole  # a gain over itself is exactly one
         return x
@@ -97,14 +102,13 @@ def norm_folding(layout: Layout, models: Sequence[Model]) -> Folding:
     """
     norms, scalings = _on_junctions(layout, "norm"), _on_junctions(layout, "scale")
     gains, scales = ({space: names[0] for space, names in one.items() if len(names) == 1} for one in (norms, scalings))
-    sizes = {name: space.size for name, space in layout.spaces.items()}
-    factors = {name: _factors(layout, name, axes, gains, scales, sizes) for name, axes in layout.params.items()}
+    factors = {name: _factors(layout, name, axes, gains, scales) for name, axes in layout.params.items()}
     for name, axes in layout.outputs.items():
         if layout.roles.get(name) == "normed":
             factors[name] = tuple(
-                Factor(gains[part.space], dim - len(axes.dims or ()), 0, -1)
+                _factor(layout, gains[part.space], part.space, dim - len(axes.dims or ()), start, -1)
                 for dim, axis in enumerate(axes.dims or ())
-                for part in axis.parts
+                for part, start in _starts(layout, axis)
                 if part.space in gains
             )
     # Two norms behind each other: the first one's gains cannot be folded past the second. Or two side by side, of
@@ -127,31 +131,36 @@ def _on_junctions(layout: Layout, role: str) -> dict[str, list[str]]:
 
 
 def _factors(
-    layout: Layout,
-    name: str,
-    axes: Axes,
-    gains: Mapping[str, str],
-    scales: Mapping[str, str],
-    sizes: Mapping[str, int],
+    layout: Layout, name: str, axes: Axes, gains: Mapping[str, str], scales: Mapping[str, str]
 ) -> tuple[Factor, ...]:
     role, found = layout.roles.get(name), []
     if role == "raw":
         return ()
     for dim, axis in enumerate(axes.dims or ()):
-        spaces = [part.space for part in axis.parts]
-        if not any(space in gains or space in scales for space in spaces):
-            continue
-        length = sum(sizes[space] for space in spaces if space)
-        for part, start, _ in part_slices(axis, length, sizes):
+        for part, start in _starts(layout, axis):
+            gain, scale = gains.get(part.space or ""), scales.get(part.space or "")
             if dim in axes.inputs:
-                found.append((gains.get(part.space or ""), dim, start, 1))
+                found.append((gain, part.space, dim, start, 1))
             elif role in ("norm", "normed"):
-                found.append((gains.get(part.space or ""), dim, start, -1))
+                found.append((gain, part.space, dim, start, -1))
             elif role == "scale":
-                found.append((scales.get(part.space or ""), dim, start, -1))
+                found.append((scale, part.space, dim, start, -1))
             elif role is None:
-                found.append((scales.get(part.space or ""), dim, start, 1))
-    return tuple(Factor(by, dim, start, power) for by, dim, start, power in found if by is not None)
+                found.append((scale, part.space, dim, start, 1))
+    return tuple(_factor(layout, by, *where) for by, *where in found if by is not None)
+
+
+def _factor(layout: Layout, by: str, space: str, dim: int, start: int, power: int) -> Factor:
+    axis = next(axis for axis in layout.params[by].dims or () if any(part.space == space for part in axis.parts))
+    first = next(start for part, start in _starts(layout, axis) if part.space == space)
+    return Factor(by, dim, start, power, layout.spaces[space].size, first)
+
+
+def _starts(layout: Layout, axis: Axis) -> list[tuple[Part, int]]:
+    """Where every part of an axis begins; behind the one that nobody moves, counted from the end."""
+    sizes = [layout.spaces[part.space].size if part.space else 0 for part in axis.parts]
+    unmoved = next((i for i, part in enumerate(axis.parts) if part.space is None), len(sizes))
+    return [(part, sum(sizes[:i]) if i <= unmoved else -sum(sizes[i:])) for i, part in enumerate(axis.parts)]
 
 
 def _tied_streams(layout: Layout) -> set[str]:
@@ -175,12 +184,13 @@ def _is_uniform(name: str, x: Tensor) -> bool:
     return not x.any() if name.endswith(".bias") else bool((x == x[0]).all())
 
 
-def _gain(model: Model, name: str) -> Tensor:
-    gain = model.tensor(name)
+def _gain(model: Model, factor: Factor) -> Tensor:
+    whole = model.tensor(factor.by)
+    gain = whole.narrow(0, factor.first % len(whole), factor.size)
     if not bool(gain.all()):
         raise InputError(
-            f"tensor {name!r} of {model.role} ({model.checkpoint.location}) has a gain of exactly zero, which cannot "
-            "be folded into the next weights: use --method tied"
+            f"tensor {factor.by!r} of {model.role} ({model.checkpoint.location}) has a gain of exactly zero, which "
+            "cannot be folded into the next weights: use --method tied"
         )
     return gain
 

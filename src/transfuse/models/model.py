@@ -6,18 +6,20 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..families.table import Family
 from ..files.checkpoint import Checkpoint
 from ..spaces.layout import Layout
 from .resizing import Resizing
+from .survey import Survey, survey
 
-ModelLike = str | os.PathLike[str] | Mapping[str, Tensor] | Checkpoint
+ModelLike = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | Checkpoint
 
 
 ConfigLike = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -81,6 +83,11 @@ class Models:
     tuned: Model | None = None
     resizing: Resizing | None = None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The sums over their weights, from one pass when it is first asked for."""
+        return survey(self)
 
     def source_name(self, name: str) -> str | None:
         """The tensor of source that corresponds to one of target; None: none does."""

@@ -38,7 +38,7 @@ def open_models(
     """Opens the models and holds them against one layout.
 
     Args:
-        source, target, tuned: directory, file, hub id, state dict or open checkpoint.
+        source, target, tuned: directory, file, hub id, state dict, module or open checkpoint.
         family: name of the layout family; read from the config if not given.
         config: added to every model's config (a dict, JSON text or a file).
         need_layout: whether it is an error that there is none; None: only if the family is known.
@@ -47,7 +47,7 @@ def open_models(
         InputError: something cannot be read, or the models do not belong together.
     """
     given = {"source": source, "target": target, "tuned": tuned}
-    opened = {role: _open(one, config) for role, one in given.items() if one is not None}
+    opened = {role: _open(role, one, config) for role, one in given.items() if one is not None or role != "tuned"}
     found = _common_family(opened, family, bool(need_layout))
     vocabularies = {role: read_vocabulary(one.location, one.companions) for role, one in opened.items()}
     # Of a known family rows of target's vocabulary are found by token; of another nobody knows which rows those are.
@@ -114,9 +114,9 @@ def _resized(family: Family, models: Mapping[str, Model], why: str) -> Models:
     return Models(family, layout, source, target, tuned, resizing_of(family, layout, old, why))
 
 
-def _open(model: ModelLike, config: ConfigLike) -> Checkpoint:
-    """Opens a model; what the caller says may complete a config on disk but not contradict it."""
-    plain = open_checkpoint(model)
+def _open(role: str, model: Any, config: ConfigLike) -> Checkpoint:
+    """Opens a model; what the caller says may complete the model's own config but not contradict it."""
+    plain = open_checkpoint(model, role=role)
     merged = open_checkpoint(plain, config=config)
     for key, value in plain.config.items():
         if merged.config[key] != value and key not in ("architectures", "axes", "prefix"):

@@ -14,7 +14,7 @@ import torch
 from ..errors import InputError
 from ..files.checkpoint import Checkpoint
 from ..files.writing import plan_like
-from .delta import task_vector
+from ..spaces.layout import Layout
 from .model import Model, Models
 
 # What a carried head needs to be told about in the config.
@@ -78,15 +78,16 @@ def make_plan(models: Models) -> Plan:
     """Decides what happens to every tensor.
 
     Raises:
-        InputError: nothing would be moved.
+        InputError: there is no fine-tune, or nothing would be moved.
     """
-    assert models.tuned is not None
+    if models.tuned is None:
+        raise InputError("tuned is given as NoneType, which is no model: give the fine-tune that is to be carried over")
     new_heads = _new_heads(models) if models.family else set()
     own = models.tuned.disk if models.resizing is None else filter(models.is_head, models.tuned.disk)
     actions = {name: _action(models, name, new_heads) for name in [*models.target.disk, *own]}
     as_tuned = "carry" in actions.values() and models.family is not None
     if as_tuned:
-        actions = {n: "drop" if _is_left_behind(models, n) and a == "copy" else a for n, a in actions.items()}
+        actions = {n: "drop" if _is_left_behind(models, n) and a in ("copy", "add") else a for n, a in actions.items()}
     steps = tuple(Step(n, _out_name(models, n, as_tuned), a) for n, a in actions.items() if a != "skip")
     if not any(step.action in ("add", "carry") for step in steps):
         raise InputError(f"no tensor of {models.tuned.checkpoint.location} can be moved: there is nothing to port")
@@ -110,8 +111,8 @@ def _new_heads(models: Models) -> set[str]:
         if any(other != labels[0] for other in labels[1:]):
             found.add(head)
         elif tuned.shape(name) == source.shape(name):
-            delta, base = task_vector(source, tuned, name)
-            found |= {head} if delta.norm() > base.norm() else set()
+            change = models.survey.changes.get(name)
+            found |= {head} if change is not None and change.delta > change.base else set()
     return found
 
 
@@ -137,18 +138,22 @@ def _action(models: Models, name: str, new_heads: set[str]) -> str:
         return "skip"  # it equals another tensor, which is written
     # A decoder of tuned's own meets embeddings only where they serve as one; a bare target has none to add to.
     meets = _has_head if name in tuned.disk and name not in tuned.tied else Model.__contains__
-    shapes = {model.shape(name) if meets(model, name) else None for model in (source, tuned, target)}
+    three = (source, tuned, target)
+    shapes = {model.shape(name) if meets(model, name) else None for model in three}
     if models.resizing is not None and None not in shapes:
-        shapes = {_public_shape(models, name, shape) for shape in shapes if shape is not None}
+        layouts = (models.source_layout, models.source_layout, models.layout)
+        shapes = {_public_shape(layout, name, model.shape(name)) for layout, model in zip(layouts, three, strict=True)}
     return "add" if len(shapes) == 1 and name.split(".")[0] not in new_heads else "carry"
 
 
-def _public_shape(models: Models, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The lengths of a head along the axes that are in no space: its labels."""
-    dims = models.layout.params[name].dims
+def _public_shape(layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The lengths of a head along the axes, or their parts, that are in no space: its labels."""
+    dims = layout.params[name].dims
     if dims is None:
         return shape
-    return tuple(n for n, axis in zip(shape, dims, strict=True) if axis.parts[0].space is None)
+    sizes = {space.name: space.size for space in layout.spaces.values()}
+    split = (zip(axis.parts, axis.sizes(length, sizes), strict=True) for axis, length in zip(dims, shape, strict=True))
+    return tuple(size for parts in split for part, size in parts if part.space is None)
 
 
 def _has_head(model: Model, name: str) -> bool:
@@ -160,7 +165,7 @@ def _has_head(model: Model, name: str) -> bool:
 def _is_left_behind(models: Models, name: str) -> bool:
     """A head of target that tuned's architecture has no place for."""
     assert models.tuned is not None
-    return name not in models.tuned and (models.is_head(name) or models.lacks_tower(models.tuned, name))
+    return not _has_head(models.tuned, name) and (models.is_head(name) or models.lacks_tower(models.tuned, name))
 
 
 def _out_name(models: Models, name: str, as_tuned: bool) -> str:

@@ -74,8 +74,9 @@ class Resizing:
         A space that target does not have (the pooler's, say) is as wide as the stream, if it is so in source.
         """
         axes = self.layout.params[name]
+        sizes = {space.name: space.size for space in self.layout.spaces.values()}
         return tuple(
-            sum(self._size_in_target(p.space, old // len(axis.parts)) for p in axis.parts)
+            sum(self._size_in_target(p.space, size) for p, size in zip(axis.parts, axis.sizes(old, sizes), strict=True))
             for axis, old in zip(axes.dims or (), shape, strict=True)
         )
 

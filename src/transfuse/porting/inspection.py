@@ -43,7 +43,7 @@ def inspect_models(
     Raises:
         InputError: a model cannot be read, they do not belong together, or the method does not match by weights.
     """
-    base = open_checkpoint(source)  # once, also where it stands in for the target that is not given
+    base = open_checkpoint(source, role="source")  # once, also where it stands in for the target that is not given
     row = get_method(method)
     if row.evidence == "activations":
         raise InputError(f"method {row.name} goes by activations; models are inspected by their weights alone")

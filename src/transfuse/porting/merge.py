@@ -168,7 +168,9 @@ def merge(
     place = None if out is None else Path(out)
     if place is not None:
         check_output(place, force=force)
-    source, target = open_checkpoint(source), open_checkpoint(target)  # once: their fingerprints take a while
+    # Once: fingerprints take a while, and models in memory are copied.
+    source, target = open_checkpoint(source, role="source"), open_checkpoint(target, role="target")
+    tuned = [open_checkpoint(one, role="tuned") for one in tuned]
     known = {"family": family, "config": config}
     opened = [open_models(source, target, one, need_layout=False, **known) for one in tuned]
     bearer = _head_bearer(opened)

@@ -24,7 +24,7 @@ from ..maps.algebra import PerHead, Rectangular
 from ..maps.collection import Maps
 from ..methods.auto import AUTO, Labelled, choose
 from ..methods.match import MatchOptions, match_models, open_inputs, stored_null
-from ..methods.relation import DeltaReport, delta_report, is_nearer, relation
+from ..methods.relation import DeltaReport, delta_report, is_nearer_to_target, relation
 from ..methods.table import METHODS, Method, get_method
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
@@ -58,8 +58,10 @@ class PortResult:
     tensors: PortedTensors = field(repr=False)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor of the ported model, by its name in the output."""
-        return self.tensors.read(name)
+        """One tensor of the ported model, by its name in the output; the caller's own, to change as they like."""
+        found = self.tensors.read(name)
+        # Only sums are new: what is copied or carried can be the very tensor that an input holds.
+        return found if self.tensors.steps[name].action == "add" else found.clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors of the ported model, in memory."""
@@ -90,7 +92,8 @@ def port(
     """Carries a fine-tune of `source` over to `target`.
 
     Args:
-        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, or state dict.
+        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, state dict or module. What is
+            in memory is copied: changing it afterwards does not change the result.
         out: folder to write; None keeps the result in memory (`PortResult.state_dict`).
         method: a row of `transfuse.METHODS`, or "auto" (`auto.py`), which looks at the models and takes one.
         alpha: scale of the task vector.
@@ -386,7 +389,7 @@ def _warnings(models: Models, plan: Plan, delta: DeltaReport) -> list[str]:
             f"the task vector is {delta.relative_norm:.2f} of the weights' norm, much for a fine-tune: "
             f"is {source.checkpoint.location} really the base of {tuned.checkpoint.location}?"
         )
-    if models.resizing is None and is_nearer(tuned, target, source):
+    if models.resizing is None and is_nearer_to_target(models):
         found.append(
             f"{tuned.checkpoint.location} is nearer to {target.checkpoint.location} than to "
             f"{source.checkpoint.location}: are the arguments in order (OLD_BASE TUNED NEW_BASE)?"

@@ -249,16 +249,18 @@ def _goal(site: Site, teachers: Teachers, form: Layout, wanted: Seen, means: tup
     dim = _output_dim(form, site.name)
     axis = form.params[site.name].dims[dim]  # type: ignore[index]
     width = site.widths[dim]
-    pieces = []
+    pieces, its_start = [], 0
     for part, start, length in part_slices(axis, width, {n: s.size for n, s in form.spaces.items()}):
-        its_start, its_length = (n * z.shape[-1] // width for n in (start, length))
-        piece, found = z.narrow(-1, its_start, its_length), teachers.maps[part.space] if part.space else None
+        found = teachers.maps[part.space] if part.space else None
+        its_length = length if found is None else found.source_size
+        piece = z.narrow(-1, its_start, its_length)
         if found is not None:
             left, right = (None, None) if means is None else means
             piece = piece if left is None else piece - left.narrow(-1, its_start, its_length).to(z)
             piece = found.apply(piece, -1)
             piece = piece if right is None else piece + right.narrow(-1, start, length).to(z)
         pieces.append(piece)
+        its_start += its_length
     return torch.cat(pieces, -1)
 
 

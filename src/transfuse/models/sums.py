@@ -1,0 +1,34 @@
+"""Sums over tensors in float64, a block at a time in buffers that stay: no fresh memory, and exact to float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..files.reading import BLOCK
+
+
+class Scratch:
+    """Room for a few blocks in float64."""
+
+    def __init__(self, count: int):
+        self._rooms = [torch.empty(BLOCK, dtype=torch.float64) for _ in range(count)]
+
+    def numbers(self, which: int, block: Tensor) -> Tensor:
+        """A block, shape (n,), in float64, in that room."""
+        return self._rooms[which][: len(block)].copy_(block)
+
+    def difference(self, which: int, one: Tensor, other: Tensor) -> Tensor:
+        """One minus other, both (n,) float64, in that room."""
+        return torch.sub(one, other, out=self._rooms[which][: len(one)])
+
+
+def dot(one: Tensor, other: Tensor) -> float:
+    """The inner product of two tensors of one shape, summed in float64."""
+    if one.device.type != "cpu":
+        return float((one * other).sum(dtype=torch.float64))
+    scratch, total = Scratch(2), 0.0
+    pieces = (x.reshape(-1).split(BLOCK) for x in (one, other))
+    for left, right in zip(*pieces, strict=True):
+        total += float(torch.dot(scratch.numbers(0, left), scratch.numbers(1, right)))
+    return total
