@@ -53,6 +53,14 @@ class PortRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MethodRequest(Request):
+    """Of a method in a recipe, which names it beside."""
+
+    match: groups.Match = group(groups.Match, leave=("method", "maps"))
+    change: groups.Change = group(groups.Change, leave=("alpha",))
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergeRequest(Request):
     """Of `merge`."""
 
