@@ -8,7 +8,7 @@
 Only the command line is used, in one process, so any two versions that share it can be compared: set PYTHONPATH to the
 `src` of each. A run's verdict has three levels: tensors (of every weight and maps file, byte by byte), files (config,
 tokenizer, recipe, metadata of maps) and reports (exit codes, result.json, what is printed, number by number). Numbers
-that differ by less than 1e-9 of themselves are "digits". Left out: seconds, versions, model cards, figures.
+that differ by less than 1e-6 of themselves are "digits". Left out: seconds, versions, model cards, figures.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ import transformers
 from same_bytes_runs import RUNS
 
 LEVELS = ("tensors", "files", "reports")
-DIGITS = 1e-9
+DIGITS = 1e-6
+SMALL = 0.01  # cosines near zero are sums of what cancels
 # Keys of reports that say when, where, with what and under which name in the cache; and files that are made for eyes.
 _IGNORED_KEYS = re.compile(
     r"(^|/)(seconds|versions?|transfuse|transfuse_version|cores|machine|command)(/|$)|(^|/)models/\d+/key$"
@@ -293,7 +294,9 @@ def differences(before: Entries, after: Entries) -> list[tuple[str, str]]:
 
 
 def _nearly(old: Any, new: Any) -> bool:
-    return isinstance(old, float) and isinstance(new, float) and abs(old - new) < DIGITS * max(abs(old), abs(new))
+    return (
+        isinstance(old, float) and isinstance(new, float) and abs(old - new) < DIGITS * max(abs(old), abs(new), SMALL)
+    )
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from transformers import CLIPModel
 import transfuse
 from families import CASES, Case
 from test_matching import CONFIG, planted_reference, reference
-from tiny import Model, add_noise, clip, state_of, vit
+from tiny import Model, add_noise, clip, fine_tuned, state_of, vit
 from transfuse import Maps
 from transfuse.errors import InputError
 from transfuse.files.checkpoint import open_checkpoint
@@ -23,14 +23,16 @@ from transfuse.matching.couplings import ACCURACY, REGULARISATION
 from transfuse.matching.procrustes import best_rotation
 from transfuse.methods.match import MatchOptions, matching_evidence, solve
 from transfuse.methods.table import METHODS, get_method
-from transfuse.models.folding import norm_folding, rotatable_layout
+from transfuse.models.folding import map_state, norm_folding, rotatable_layout
 from transfuse.models.model import Models
 from transfuse.models.opening import open_models
+from transfuse.models.plan import make_plan
 from transfuse.porting.planted import PLANTED_MAPS, plant
 from transfuse.porting.verify import check_equivalence
 from transfuse.running.unlabelled import Inputs
 from transfuse.spaces.axes import parse_axes
 from transfuse.spaces.layout import Layout
+from transfuse.update.ported import PortedTensors
 
 EXACT = 1e-9
 ROTATED = [case for case in CASES if case.family in ("vit", "deit", "dinov2", "siglip", "clip", "t5", "reference")]
@@ -316,3 +318,41 @@ def test_parts_without_a_map_are_told_apart_or_refused():
     assert transport(torch.arange(8.0), parse_axes("a | b | a"), maps).tolist() == [0, 1, 2, 4, 3, 5, 6, 7]
     with pytest.raises(InputError, match=r"no map says how long the parts \['_', 'a'\] of an axis are"):
         transport(x, parse_axes("_ | b | a"), maps)
+
+
+UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # rounding once is off by no more than this share
+
+
+@pytest.mark.parametrize("norms", ["kept", "folded"])
+@pytest.mark.parametrize("dtype", UNIT)
+def test_a_carried_head_is_rounded_once(dtype: torch.dtype, norms: str):
+    three = vit(0), fine_tuned(vit(0), type(vit(0)), num_labels=3), vit(1)
+    states = [{name: one.to(dtype) for name, one in state_of(model).items()} for model in three]
+    models = open_models(states[0], states[2], states[1], config=vit(0).config.to_dict())
+    turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    maps = Maps({"stream": Orthogonal(turn)}, norms=norms)
+    found = PortedTensors(models, make_plan(models), maps, 1.0, None).read("classifier.weight")
+    _, tuned, target = ({name: one.double() for name, one in state.items()} for state in states)
+    gains = [one["vit.layernorm.weight"] if norms == "folded" else 1.0 for one in (tuned, target)]
+    wanted = tuned["classifier.weight"] * gains[0] @ turn.T / gains[1]
+    assert found.dtype == dtype and ((found.double() - wanted).abs() <= 1.01 * UNIT[dtype] * wanted.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", UNIT)
+def test_a_mapped_tensor_is_rounded_once(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 12, generator=generator).to(dtype)
+    turns = [torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=generator))[0] for _ in range(2)]
+    maps: dict[str, Map] = {name: Orthogonal(turn) for name, turn in zip("ab", turns, strict=True)}
+    found, wanted = transport(x, parse_axes("a <- b"), maps), turns[0] @ x.double() @ turns[1].T
+    assert found.dtype == dtype and ((found.double() - wanted).abs() <= 1.01 * UNIT[dtype] * wanted.abs() + 1e-6).all()
+    state = state_of(vit(0))
+    models = open_models(state, state, config=vit(0).config.to_dict())
+    layout = models.layout.with_ties()
+    spaces = random_maps(rotation_layout(models), generator, group="rotation")
+    folding = norm_folding(models.layout, [models.source])
+    exact, rounded = (map_state(models.source, layout, spaces, one, folding) for one in (torch.float64, dtype))
+    for name, one in rounded.items():
+        small = 1e-6 if dtype == torch.bfloat16 else 1e-4  # below float16's normal numbers steps are even
+        assert one.dtype == dtype
+        assert ((one.double() - exact[name]).abs() <= 1.01 * UNIT[dtype] * exact[name].abs() + small).all(), name

@@ -7,6 +7,7 @@ The objective F(T) = sum over tensors of <target, T source> is what coordinate a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from ..spaces.axes import Axes
 from ..spaces.layout import Layout
 
 Reader = Callable[[str], Tensor]
+Phase = Callable[[str], AbstractContextManager[object]]
 
 
 class Products(NamedTuple):
@@ -44,14 +46,21 @@ class WeightEvidence:
         source, target: read a tensor by its canonical name.
         names: tensors that both have.
         device: where the products are computed.
+        phase: makes the context in which a phase of a run is measured (`passes.py`).
     """
 
     def __init__(
-        self, layout: Layout, source: Reader, target: Reader, names: Iterable[str], device: str | torch.device = "cpu"
+        self,
+        layout: Layout,
+        source: Reader,
+        target: Reader,
+        names: Iterable[str],
+        device: str | torch.device = "cpu",
+        phase: Phase = nullcontext,
     ):
         self.layout, self.source, self.target = layout, source, target
         self.names = tuple(names)
-        self.device = torch.device(device)
+        self.device, self.phase = torch.device(device), phase
         self.sizes = {name: space.size for name, space in layout.spaces.items()}
         self._holders: dict[str, list[str]] = {}
         self._fixed: dict[str, Tensor] = {}
@@ -61,7 +70,7 @@ class WeightEvidence:
 
     def against(self, target: Reader) -> WeightEvidence:
         """The same evidence with another target (for the null test)."""
-        return WeightEvidence(self.layout, self.source, target, self.names, self.device)
+        return WeightEvidence(self.layout, self.source, target, self.names, self.device, self.phase)
 
     def holders(self, space: str) -> list[str]:
         """Tensors of both models that have an axis in `space`."""

@@ -18,15 +18,18 @@ def transport(x: Tensor, axes: Axes, maps: SpaceMaps, *, skip: int | None = None
     """Carries a tensor of source into the coordinates of target.
 
     Args:
-        x: weights, a difference of weights, or an output of the model; any dtype, kept.
+        x: weights, a difference of weights, or an output of the model; any dtype, kept. Narrow floats are computed in
+            float32 and rounded once, behind the last axis.
         axes: what its dimensions belong to.
         maps: space -> map; a space without one stays.
         skip: a dimension to leave alone.
     """
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32)) if x.is_floating_point() else x
     for dim, axis in enumerate(axes.dims or ()):
         if dim != skip:
             x = _move_axis(x, dim, axis, maps)
-    return x
+    return x.to(dtype)
 
 
 def part_slices(axis: Axis, length: int, sizes: Mapping[str, int]) -> list[tuple[Part, int, int]]:

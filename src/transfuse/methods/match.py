@@ -22,6 +22,7 @@ from ..matching.couplings import couple
 from ..models.folding import NO_FOLDING, Folding, norm_folding, rotatable_layout
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
+from ..models.passes import ASCENT
 from ..spaces.layout import Layout, part_of, tower_of
 from .table import DEFAULT_METHOD, Method, get_method
 
@@ -154,8 +155,18 @@ def match_models(
 
         assert inputs is not None
         how = {"tie_qkv": bool(options.tie_qkv), "device": options.device, "progress": progress}
-        found, report = match_activations(models, method, inputs, **how)
+        with models.passes.phase("match"):
+            found, report = match_activations(models, method, inputs, **how)
         return Maps(found, **about, report=report)
+    with models.passes.phase("match"):
+        found, report = _match_weights(models, method, options, null_trials, progress=progress)
+    return Maps(found.maps, **about, report=report)
+
+
+def _match_weights(
+    models: Models, method: Method, options: MatchOptions, null_trials: int, *, progress: bool
+) -> tuple[Found, dict[str, Any]]:
+    """What a solver finds, and the report on it with its null test."""
     evidence = matching_evidence(models, method, options)
     found = solve(evidence, method, options, progress=progress)
     # Folded weights are others than those of the survey.
@@ -163,9 +174,10 @@ def match_models(
     products = as_is, evidence.products(found.maps)
     report = _report(found, *products)
     if null_trials:
-        null = null_test(evidence, *products, method, options, trials=null_trials, progress=progress)
+        with evidence.phase("null test"):
+            null = null_test(evidence, *products, method, options, trials=null_trials, progress=progress)
         report["null"] = {tower: asdict(one) for tower, one in null.items()}
-    return Maps(found.maps, **about, report=report)
+    return found, report
 
 
 def _of_survey(models: Models, evidence: WeightEvidence) -> dict[str, Products]:
@@ -185,7 +197,7 @@ def weight_evidence(models: Models, layout: Layout, device: str, folding: Foldin
     """The evidence of two bases, norm gains folded if asked for."""
     moving = [n for n in models.shared() if any(layout.spaces[s].moves for s in layout.params[n].spaces)]
     source, target = (partial(folding.read, model) for model in (models.source, models.target))
-    return WeightEvidence(layout, source, target, moving, device)
+    return WeightEvidence(layout, source, target, moving, device, models.passes.phase)
 
 
 def matching_evidence(models: Models, method: Method, options: MatchOptions) -> WeightEvidence:
@@ -197,7 +209,7 @@ def matching_evidence(models: Models, method: Method, options: MatchOptions) -> 
     folding = norm_folding(models.layout, [models.source, models.target])
     evidence = weight_evidence(models, rotatable_layout(layout, folding), options.device, folding)
     source, target = _kept(evidence.source), _kept(evidence.target)  # each step would fold them anew
-    return WeightEvidence(evidence.layout, source, target, evidence.names, options.device)
+    return WeightEvidence(evidence.layout, source, target, evidence.names, options.device, evidence.phase)
 
 
 @dataclass(frozen=True)
@@ -219,6 +231,11 @@ class Found:
 
 def solve(evidence: WeightEvidence, method: Method, options: MatchOptions, *, progress: bool = False) -> Found:
     """The maps of a method; of several climbs (`restarts`, in random orders) the best."""
+    with evidence.phase(ASCENT):
+        return _solve(evidence, method, options, progress=progress)
+
+
+def _solve(evidence: WeightEvidence, method: Method, options: MatchOptions, *, progress: bool) -> Found:
     if method.solver != "ascent":
         maps = couple(evidence, method.solver)
         return Found(maps, [evidence.value(one) for one in ({}, maps)], True, {})

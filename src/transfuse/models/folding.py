@@ -198,11 +198,12 @@ def _gain(model: Model, factor: Factor) -> Tensor:
 def map_tensor(
     model: Model, name: str, layout: Layout, maps: SpaceMaps, dtype: torch.dtype, folding: Folding = NO_FOLDING
 ) -> Tensor:
-    """One tensor of a model, folded if asked for, carried by maps; integer buffers stay."""
+    """One tensor of a model in `dtype`, folded if asked for, carried by maps; integer buffers stay."""
     tensor = model.tensor(name)
     if not tensor.is_floating_point():
         return tensor
-    return transport(folding.fold(model, name, tensor.to(dtype)), layout.params[name], maps)
+    wide = tensor.to(torch.promote_types(dtype, torch.float32))  # what is narrow is rounded once, at the end
+    return transport(folding.fold(model, name, wide), layout.params[name], maps).to(dtype)
 
 
 def map_state(

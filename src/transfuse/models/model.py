@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..families.table import Family
 from ..files.checkpoint import Checkpoint
 from ..spaces.layout import Layout
+from .passes import Passes
 from .resizing import Resizing
 from .survey import Survey, survey
 
@@ -87,7 +88,13 @@ class Models:
     @cached_property
     def survey(self) -> Survey:
         """The sums over their weights, from one pass when it is first asked for."""
-        return survey(self)
+        with self.passes.phase("survey"):
+            return survey(self)
+
+    @cached_property
+    def passes(self) -> Passes:
+        """How often they were read since this was first asked for."""
+        return Passes({model.role: model.checkpoint.origin or model.checkpoint for model in self.all()})
 
     def source_name(self, name: str) -> str | None:
         """The tensor of source that corresponds to one of target; None: none does."""

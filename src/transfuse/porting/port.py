@@ -137,11 +137,13 @@ def port(
         models.need_one_shape(f"method {row.name}")
     if dry_run:
         tensors = PortedTensors(models, plan, Maps({}), alpha, None)
+        log.info("%s", models.passes.text())
         name, summary = (AUTO, "takes a method when it runs") if row is None else (row.name, row.summary)
         named = {"method": name, "summary": summary, "alpha": alpha, "dry_run": True}
         return PortResult(about | named, Maps({}), None, tensors)
     if row is None:
-        choice = choose(models, inputs, chosen, null_trials=null_trials, progress=progress)
+        with models.passes.phase("choose"):
+            choice = choose(models, inputs, chosen, null_trials=null_trials, progress=progress)
         log.info("method %s: %s", choice.method, choice.because)
         row, given, inputs = METHODS[choice.method], choice.maps, choice.inputs
         about["choice"] = choice.as_dict()
@@ -189,12 +191,14 @@ def carry(
     else:
         found = check_maps(models, maps)
     checked = verify and found.spaces and method.group != "rotation"
-    equivalence = _checked_equivalence(models, method, found, options.seed, double) if checked else None
+    with models.passes.phase("check"):
+        equivalence = _checked_equivalence(models, method, found, options.seed, double) if checked else None
     noise = options.seed if method.control else None
     tensors = PortedTensors(models, plan, found, alpha, noise, keep_embeddings=options.keep_embeddings)
     if method.transport != "maps":
         assert prepared is not None
-        tensors = _fitted(tensors, method.transport, prepared, options, progress=progress)
+        with models.passes.phase("fit"):
+            tensors = _fitted(tensors, method.transport, prepared, options, progress=progress)
     report = {**about, "method": method.name, "summary": method.summary, "alpha": alpha}
     return PortResult(report | _findings(models, method, found, equivalence), found, None, tensors)
 
@@ -269,16 +273,18 @@ def write_port(
         report = json.dumps(result.report, indent=2, sort_keys=True) + "\n"
         return {"result.json": report, "README.md": card(models, result.report)}
 
-    write_checkpoint(
-        out,
-        plan=output_files(plan, models.target),
-        read=read,
-        files={file: json.dumps(config, indent=2, sort_keys=True) + "\n"} if config else {},
-        copy_from=models.target.checkpoint.companions,
-        finish=finish,
-        force=force,
-    )
+    with models.passes.phase("write"):
+        write_checkpoint(
+            out,
+            plan=output_files(plan, models.target),
+            read=read,
+            files={file: json.dumps(config, indent=2, sort_keys=True) + "\n"} if config else {},
+            copy_from=models.target.checkpoint.companions,
+            finish=finish,
+            force=force,
+        )
     bar.close()
+    log.info("%s", models.passes.text())
 
 
 def _check_loads(folder: Path, config: Mapping[str, Any], models: Models, carried: Iterable[str]) -> str:

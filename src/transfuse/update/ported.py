@@ -68,7 +68,10 @@ class PortedTensors:
         if step.action == "carry":
             carried = (self.fitted or {}).get(step.name)
             if carried is None:
-                carried = self.move(step.name, self.folding.read(self.models.tuned, step.name))
+                own = self.models.tuned.tensor(step.name)
+                # Rounded once, at the end: in a narrow dtype every gain and every map would round again.
+                own = own.to(torch.promote_types(own.dtype, torch.float32))
+                carried = self.move(step.name, self.folding.fold(self.models.tuned, step.name, own))
             return _finite(out, carried.to(self.plan.dtype))
         old = self.models.target.tensor(step.name)
         update = self.alpha * self.delta(step.name)
