@@ -17,7 +17,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from transfuse import port
-from transfuse.evidence.activations import activation_form, collect
+from transfuse.evidence.activations import collect
 from transfuse.methods.table import METHODS
 from transfuse.models.opening import open_models
 from transfuse.running.live import of_checkpoint
@@ -59,7 +59,7 @@ def evidence(paths: dict[str, Path], count: int) -> None:
     source, target = (probe_of_model(one, models.layout, "cpu") for one in (models.source, models.target))
     live = of_checkpoint(models.target.checkpoint, target.module, models.target.checkpoint.config)
     inputs = drawn(live, count)
-    form = activation_form(models, METHODS["functional"], tie_qkv=False)
+    form, _ = METHODS["functional"].form.of(models)
     before = peak()
     collect(source, target, form, inputs.select(torch.arange(4)))  # the first call sets things up
     print(f"models loaded: {before:,.0f} MB", flush=True)

@@ -50,9 +50,9 @@ def recovered(method: str, noise: float, seed: int) -> tuple[float, float, float
     source = vit_state(generator)
     row = transfuse.METHODS[method]
     models = open_models(source, source, config=config)
-    layout = models.layout.with_ties(streams=row.streams, tie_qkv=row.tie_qkv)
-    truth = random_maps(models.layout.with_ties(tie_qkv=row.tie_qkv), generator)
-    if row.streams == "junction":  # one order at every junction: what a real pair of checkpoints can have
+    layout = models.layout.with_ties(streams=row.form.streams, tie_qkv=row.form.tie_qkv)
+    truth = random_maps(models.layout.with_ties(tie_qkv=row.form.tie_qkv), generator)
+    if row.form.streams == "junction":  # one order at every junction: what a real pair of checkpoints can have
         truth |= {name: truth["stream"] for name in layout.spaces if name.startswith("stream.")}
     target = {name: transport(t, layout.params[name], truth) for name, t in source.items()}
     for name, t in target.items():

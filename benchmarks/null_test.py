@@ -15,10 +15,11 @@ import torch
 from sceptr_models import CONFIG, SOURCE, TARGETS, weights
 from transformers import BertConfig, BertForMaskedLM
 
+from transfuse.evidence.null import stored_null
+from transfuse.evidence.relation import relation
 from transfuse.maps.random import random_maps
 from transfuse.maps.transport import transport
-from transfuse.methods.match import MatchOptions, match_models, stored_null
-from transfuse.methods.relation import relation
+from transfuse.methods.match import MatchOptions, match_models
 from transfuse.methods.table import METHODS
 from transfuse.models.opening import open_models
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from transfuse.methods.relation import TEXTS
+from transfuse.evidence.relation import TEXTS
 from transfuse.report.records import (
     Alignment,
     AlphaCurve,

@@ -20,7 +20,7 @@ from tiny import bert, fine_tuned, planted, save
 from transfuse import Maps, TransfuseError, __version__
 from transfuse.cli.common import app
 from transfuse.maps.algebra import Dense
-from transfuse.matching.ascent import Ascent
+from transfuse.matching.ascent import Climb
 from transfuse.methods.table import METHODS
 from transfuse.porting.verify import Equivalence
 
@@ -380,10 +380,10 @@ def test_maps_that_do_not_keep_the_function_are_3(three: tuple[str, str, str], t
 
 
 def test_our_own_failure_is_1(three: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fall(self: Ascent) -> None:
+    def fall(self: Climb) -> None:
         raise TransfuseError("the matching objective fell")
 
-    monkeypatch.setattr(Ascent, "record", fall)
+    monkeypatch.setattr(Climb, "record", fall)
     assert failed(1, "port", *three, "-o", tmp_path / "out") == "transfuse: the matching objective fell\n"
     assert not list(tmp_path.iterdir())
 

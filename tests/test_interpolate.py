@@ -50,7 +50,7 @@ def loss_of(folder: Path, task: TaskSpec, name: str) -> float:
 
 @pytest.mark.parametrize("name", ["tied", "transfusion", "orthogonal", "naive", "activation", "activation-permutation"])
 def test_the_ends_are_source_and_target(folder: Path, task: TaskSpec, name: str) -> None:
-    inputs = Inputs(task, count=60) if METHODS[name].evidence == "activations" else None
+    inputs = Inputs(task, count=60) if METHODS[name].needs_inputs else None
     for curve in run(folder, task, method=name, inputs=inputs, lambdas=(0.5,)):
         assert curve.method == name and curve.lambdas == (0.0, 0.5, 1.0)
         assert curve.source["loss"] == pytest.approx(loss_of(folder, task, "source"), abs=1e-12)

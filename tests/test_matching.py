@@ -18,14 +18,15 @@ from plain_transfusion import plain_transfusion
 from tiny import State, add_noise, bert, planted, state_of, vit
 from transfuse import Maps, match
 from transfuse.errors import InputError
-from transfuse.evidence.weights import WeightEvidence
+from transfuse.evidence.null import stored_null
+from transfuse.evidence.relation import relation
+from transfuse.evidence.weights import WeightEvidence, weight_evidence
 from transfuse.maps.algebra import Map, PerHead, Permutation
 from transfuse.maps.random import random_maps
 from transfuse.maps.transport import transport
-from transfuse.matching.ascent import Ascent, AscentOptions
+from transfuse.matching.ascent import Climb, CoordinateAscent
 from transfuse.matching.heads import identity_heads, joint_heads, spectral_heads
-from transfuse.methods.match import MatchOptions, match_models, stored_null, weight_evidence
-from transfuse.methods.relation import relation
+from transfuse.methods.match import MatchOptions, match_models
 from transfuse.methods.table import get_method
 from transfuse.models.opening import open_models
 from transfuse.porting.verify import reference_error
@@ -156,9 +157,9 @@ def test_spectra_of_the_output_projection_change_the_start_only() -> None:
     assert isinstance(heads, PerHead)
     start = {}
     for output in (True, False):
-        ascent = Ascent(evidence, AscentOptions(start="identity", spectra_output=output))
-        ascent.set_start(ascent.groups())
-        start[output] = ascent.spectral["heads.0"].tolist()
+        climb = Climb(evidence, CoordinateAscent(start="identity", spectra_output=output))
+        climb.set_start(climb.groups())
+        start[output] = climb.spectral["heads.0"].tolist()
     assert start[True] == heads.heads.index.tolist() != start[False]
     found = {output: match(state, target, spectra_output=output, config=SMALL.as_dict()) for output in (True, False)}
     assert found[True].report["heads"]["heads.0"]["spectral"] == start[True]
@@ -261,7 +262,7 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path, method: str) -> None:
 def test_another_seed_is_another_order_of_restarts() -> None:
     source, target = reference(0), reference(1)
     evidence = evidence_of(source, target, CONFIG.as_dict())
-    groups = [Ascent(evidence, AscentOptions(order=order)).groups() for order in (None, 1, 1, 2)]
+    groups = [Climb(evidence, CoordinateAscent(), order).groups() for order in (None, 1, 1, 2)]
     assert groups[1] == groups[2] != groups[3]
     assert sorted(groups[0]) == sorted(groups[1]) and groups[0] != groups[1]
     expected = ["stream", "heads.0", "mlp.0", "heads.1", "mlp.1", "heads.2", "mlp.2"]
@@ -322,7 +323,7 @@ def test_the_anchored_start_is_what_finds_it(seed: int) -> None:
     source = reference(seed)
     target, truth = planted_reference(source, seed + 10, noise=1.5)
     evidence = evidence_of(source, target, CONFIG.as_dict())
-    climbs = {start: Ascent(evidence, AscentOptions(start=start)) for start in ("identity", "anchored")}
+    climbs = {start: Climb(evidence, CoordinateAscent(start=start)) for start in ("identity", "anchored")}
     shares = {start: recovered(climb.run(), truth) for start, climb in climbs.items()}
     assert shares["anchored"] == 1 and shares["identity"] < 0.5
     assert climbs["anchored"].objective[-1] > 1.5 * climbs["identity"].objective[-1]

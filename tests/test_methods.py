@@ -21,7 +21,7 @@ from transfuse.maps.random import ones_complement, random_maps
 from transfuse.maps.transport import transport
 from transfuse.matching.couplings import ACCURACY, REGULARISATION
 from transfuse.matching.procrustes import best_rotation
-from transfuse.methods.match import MatchOptions, matching_evidence, solve
+from transfuse.methods.match import MatchOptions
 from transfuse.methods.table import METHODS, get_method
 from transfuse.models.folding import map_state, norm_folding, rotatable_layout
 from transfuse.models.model import Models
@@ -162,17 +162,17 @@ def test_the_output_keeps_the_norms_of_target(tmp_path: Path):
         assert torch.equal(tensor, target.tensor(one)), one
 
 
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.solver != "-"])
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.finds_maps])
 def test_each_row_keeps_the_function_or_is_seen_to_break_it(name: str, tmp_path: Path):
     for one, seed in (("source", 0), ("target", 1)):
         vit(seed).save_pretrained(tmp_path / one)
     tuned_vit().save_pretrained(tmp_path / "tuned")
     places = [tmp_path / one for one in ("source", "tuned", "target")]
-    inputs = Inputs("synthetic", count=24) if METHODS[name].evidence == "activations" else None
+    inputs = Inputs("synthetic", count=24) if METHODS[name].needs_inputs else None
     options = {"double": True, "null_trials": 0, "inputs": inputs}
     result = transfuse.port(*places, method=name, out=tmp_path / "out", **options)  # type: ignore[arg-type]
     found = result.report["equivalence"]
-    if METHODS[name].group == "rotation":
+    if not METHODS[name].gives_mapped_source:
         assert found is None and not METHODS[name].exact, "there is no mapped source"
     else:
         assert found["checked"] == "ViTForImageClassification"
@@ -211,7 +211,8 @@ def test_couplings_against_a_plain_pass_in_numpy():
     source, target = reference(0), reference(1)
     models = open_models(source, target, config=CONFIG.as_dict())
     row = get_method("ot")
-    found = solve(matching_evidence(models, row, MatchOptions()), row, MatchOptions()).maps
+    evidence = row.evidence.gather(models, row.form, None, MatchOptions(), progress=False)
+    found = row.solver.solve(evidence, row.form, MatchOptions()).maps
     a, b = ({k: v.numpy() for k, v in state.items()} for state in (source, target))
 
     def coupling(rows_b: list[np.ndarray], rows_a: list[np.ndarray]) -> np.ndarray:

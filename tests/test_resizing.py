@@ -267,7 +267,7 @@ def test_methods_for_any_shape(tmp_path: Path, method: str) -> None:
     target = vit(5, hidden_size=24, num_hidden_layers=3, intermediate_size=40)
     source = vit(0)
     places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, fine_tuned(source, size=0.2), target))]
-    inputs = DRAWN if METHODS[method].evidence == "activations" else None
+    inputs = DRAWN if METHODS[method].needs_inputs else None
     result = transfuse.port(*places, method=method, inputs=inputs, null_trials=0, out=tmp_path / "out")
     assert result.report["loads"] == "ViTForImageClassification"
     old = state_of(target)

@@ -283,7 +283,7 @@ def test_there_is_no_line_without_a_mapped_source(models: Path, method: str) -> 
 
 
 def test_inspection_goes_by_weights(models: Path) -> None:
-    for method in (name for name, row in METHODS.items() if row.evidence == "activations"):
+    for method in (name for name, row in METHODS.items() if row.needs_inputs):
         said = refused("inspect", models / "source", "--target", models / "target", "--method", method)
         assert f"method {method} goes by activations" in said
 

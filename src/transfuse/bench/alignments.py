@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evidence.null import stored_null
+from ..evidence.relation import relation
 from ..maps.collection import Maps
-from ..methods.match import MatchOptions, match_models, stored_null
-from ..methods.relation import relation
+from ..methods.match import MatchOptions, match_models
 from ..methods.table import METHODS
 from ..models.opening import open_models
 from ..porting.planted import PLANTED_MAPS
@@ -22,7 +23,7 @@ def find_maps(source: str, target: str, method: MethodSpec, *, null_trials: int,
     if method.label == ORACLE:
         return Maps.load(Path(target) / PLANTED_MAPS)
     row = METHODS[method.method]
-    models = open_models(source, target, need_layout=row.group != "identity")
+    models = open_models(source, target, need_layout=row.finds_maps)
     options = MatchOptions(seed=seed, device=device, **method.options)
     return match_models(models, row, options, null_trials=null_trials)
 

@@ -21,7 +21,7 @@ def with_controls(spec: SectionSpec, oracle: bool = False) -> list[MethodSpec]:
 def is_tested(method: MethodSpec) -> bool:
     """Whether a null test says something: the maps move units and keep the function."""
     row = method.row
-    return row is not None and row.evidence == "weights" and row.exact and method.then == "scale"
+    return row is not None and row.has_null_test and method.then == "scale"
 
 
 def verdict_methods(spec: SectionSpec) -> list[MethodSpec]:

@@ -319,7 +319,7 @@ class Regime:
 
     def _lines(self, spec: InterpolationSpec, method: MethodSpec) -> Iterator[Done]:
         row = METHODS[method.method]
-        forms = ("linear", "rounded") if row.skips == "mapped" else ("identity",)
+        forms = ("linear", "rounded") if row.form.permutes_skips else ("identity",)
         depends = {
             "method": self._method_depends_on(method),
             "task": self.bench.task_depends_on(spec.task),

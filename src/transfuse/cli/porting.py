@@ -47,9 +47,10 @@ def inspect(source: str, tuned: str | None, target: str | None, request: Inspect
 @click.argument("target")
 @options_of(MatchRequest, required=("out",))
 def match(source: str, target: str, request: MatchRequest, as_json: bool) -> None:
+    from ..evidence.null import stored_null
+    from ..evidence.relation import relation
     from ..maps.collection import check_maps_output
-    from ..methods.match import MatchOptions, match_models, open_inputs, stored_null
-    from ..methods.relation import relation
+    from ..methods.match import MatchOptions, match_models, open_inputs
     from ..methods.table import DEFAULT_METHOD, get_method
     from ..models.opening import open_models
 
@@ -141,11 +142,10 @@ def verify(source: str, maps: str, request: VerifyRequest, as_json: bool) -> Non
 )
 @json_option
 def methods(as_json: bool) -> None:
-    from dataclasses import asdict
-
     from ..methods.table import METHODS
 
-    print_report({name: asdict(row) for name, row in METHODS.items()}, as_json, methods_text)
+    rows = {name: row.describe() for name, row in METHODS.items()}
+    print_report(rows, as_json, lambda _: methods_text(METHODS.values()))
 
 
 @app.command(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..methods.method import Method
 
 
 def inspect_text(report: Mapping[str, Any]) -> str:
@@ -114,20 +117,17 @@ def equivalence_text(found: Mapping[str, Any]) -> str:
     return f"verified   {word}: mapped source differs by {found['error']:.1e} in {where}{note}"
 
 
-def methods_text(rows: Mapping[str, Any]) -> str:
+def methods_text(methods: Iterable[Method]) -> str:
     """The table of methods: what each needs, where its maps come from, what it guarantees, its paper."""
     lines = [
         f"{'method':<23} {'needs':<13} {'group':<12} {'heads':<14} {'streams':<9} {'function':<9} {'exportable':<10} "
         "paper"
     ]
-    for name, row in rows.items():
-        needs = ("tuned" if row["evidence"] == "none" else row["evidence"]) + (
-            ", POT" if row["group"] == "coupling" else ""
-        )
-        kept = "exact" if row["exact"] else "broken"
+    for one in methods:
+        row, kept = one.describe(), "exact" if one.exact else "broken"
         lines.append(
-            f"{name:<23} {needs:<13} {row['group']:<12} {row['heads']:<14} {row['streams']:<9} {kept:<9} "
-            f"{'yes' if row['exportable'] else 'no':<10} {row['paper']}\n{'':<23} {row['summary']}"
+            f"{one.name:<23} {one.needs:<13} {row['group']:<12} {row['heads']:<14} {row['streams']:<9} {kept:<9} "
+            f"{'yes' if one.exportable else 'no':<10} {one.paper}\n{'':<23} {one.summary}"
         )
     note = (
         "function: does the mapped source compute what source computes; transfusion and its ablations by permuted skips"

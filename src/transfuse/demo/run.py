@@ -27,18 +27,7 @@ from transformers import PreTrainedModel
 from ..files.configs import quiet_transformers
 from ..methods.table import DEFAULT_METHOD
 from ..porting.port import port
-from .training import (
-    Digits,
-    Examples,
-    Say,
-    fine_tune,
-    generator,
-    load,
-    load_digits,
-    on_side,
-    optional,
-    train_all,
-)
+from .training import Digits, Examples, Say, fine_tune, generator, load, load_digits, on_side, optional, train_all
 
 logger = logging.getLogger(__name__)
 

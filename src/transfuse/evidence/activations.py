@@ -8,26 +8,21 @@ the inputs.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..maps.algebra import Map, Rectangular
+from ..maps.algebra import Map
 from ..maps.transport import part_slices
-from ..matching.by_space import best_maps
-from ..methods.table import Method
-from ..models.folding import norm_folding, rotatable_layout
 from ..models.model import Models
 from ..running.inputs import Prepared
 from ..running.probes import Probe, batches, probe_of_model, probe_of_source, rows_of
 from ..running.taps import Seen, Site
-from ..spaces.layout import Layout, Space, is_stream, of_module
+from ..spaces.layout import Layout, is_stream, of_module
 
 
 @dataclass
@@ -81,65 +76,62 @@ def zeros(x: Tensor, dim: int, other: Tensor | None = None) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=x.device)
 
 
-def match_activations(
-    models: Models, method: Method, inputs: Prepared, *, tie_qkv: bool, device: str, progress: bool
-) -> tuple[dict[str, Map], dict[str, Any]]:
-    """The maps of a method that goes by activations, and what there is to say about them.
+Collected = dict[str, dict[str, Moments]]
+"""Space -> module -> moments."""
+
+
+@dataclass(frozen=True)
+class ActivationEvidence:
+    """Cross-moments of what two bases compute on the same inputs.
+
+    Attributes:
+        layout: whose spaces they are.
+        moments: of each space, by module.
+        scores: space -> (target units, source units), for the spaces of the layout.
+        examples: number of inputs.
+        source_heads: space -> number of source's heads, where it is of another width or depth; else None.
+    """
+
+    layout: Layout
+    moments: Collected
+    scores: Mapping[str, Tensor]
+    examples: int
+    source_heads: Callable[[str], int | None] | None = None
+
+    def spreads(self, space: str) -> Tensor | None:
+        """Sums of squared distances to the mean in a space, (2,): of target, of source; None where nothing was seen."""
+        found = self.moments.get(space)
+        return torch.tensor([one.spreads for one in found.values()]).sum(0) if found else None
+
+    def alignment(self, maps: Mapping[str, Map]) -> dict[str, float]:
+        """By space, what share of the two spreads a map brings together: 1 where one is the other, moved."""
+        known = [space for space in maps if space in self.scores]
+        return {
+            space: float((maps[space].matrix() * self.scores[space]).sum()) / len(self.moments[space])
+            for space in known
+        }
+
+
+def activation_evidence(
+    models: Models, layout: Layout, inputs: Prepared, *, device: str = "cpu", progress: bool = False
+) -> ActivationEvidence:
+    """What the two bases of some models compute on unlabelled inputs.
 
     Args:
         models: the two bases.
-        method: its row says which spaces there are, and from which group their maps come.
+        layout: the form that is matched: its spaces are those that maps are sought for.
         inputs: unlabelled.
-
-    Returns:
-        Space -> map; and a report: by space, what share of the two spreads the map brings together (1: source's
-        activations are target's, moved).
 
     Raises:
         InputError: a base cannot be run here.
     """
-    form = activation_form(models, method, tie_qkv=tie_qkv)
-    source, target = (
-        probe_of_source(models.source, models, device),
-        probe_of_model(models.target, models.layout, device),
-    )
-    evidence = collect(
-        source, target, form, inputs, spaces=models.resizing and models.resizing.spaces, progress=progress
-    )
-    scores = {space: one for space, one in scores_of(evidence).items() if space in form.spaces}
-    maps = best_maps(scores, form, method.group, models.resizing and models.resizing.heads)
-    if models.resizing is not None and method.transport == "fit":
-        maps = {space: _scaled(one, form.spaces[space], models, evidence.get(space)) for space, one in maps.items()}
-    known = [space for space in maps if space in scores]
-    fits = {space: float((maps[space].matrix() * scores[space]).sum()) / len(evidence[space]) for space in known}
-    return maps, {"examples": len(inputs), "alignment": fits}
-
-
-def _scaled(found: Map, space: Space, models: Models, moments: Mapping[str, Moments] | None) -> Map:
-    """A map between different numbers of units, times the ratio of the spreads of both.
-
-    Of queries and keys instead so that their products keep their size: those are divided by the root of a head's width.
-    """
-    if not isinstance(found, Rectangular) or not moments:
-        return found
-    if re.search(r"/(qk|head)\b", space.name):
-        assert models.resizing is not None
-        widths = space.size / (space.heads or 1), found.source_size / (models.resizing.heads(space.name) or 1)
-        return Rectangular(found.weight * (widths[0] / widths[1]) ** 0.25)
-    spreads = torch.tensor([one.spreads for one in moments.values()]).sum(0)
-    return Rectangular(found.weight * (spreads[0] / spreads[1].clamp_min(1e-30)).sqrt())
-
-
-def activation_form(models: Models, method: Method, *, tie_qkv: bool) -> Layout:
-    """The layout that a method which goes by activations is matched in."""
-    form = models.layout.with_ties(streams=method.streams, tie_qkv=tie_qkv, flat_heads=method.heads == "flat")
-    if method.group != "orthogonal":
-        return form
-    return rotatable_layout(form, norm_folding(models.layout, [models.source, models.target]))
-
-
-Evidence = dict[str, dict[str, Moments]]
-"""Space -> module -> moments."""
+    source = probe_of_source(models.source, models, device)
+    target = probe_of_model(models.target, models.layout, device)
+    resizing = models.resizing
+    partners = None if resizing is None else resizing.spaces
+    found = collect(source, target, layout, inputs, spaces=partners, progress=progress)
+    scores = {space: one for space, one in scores_of(found).items() if space in layout.spaces}
+    return ActivationEvidence(layout, found, scores, len(inputs), None if resizing is None else resizing.heads)
 
 
 def collect(
@@ -151,12 +143,12 @@ def collect(
     names: Collection[str] | None = None,
     spaces: Mapping[str, str] | None = None,
     progress: bool = False,
-) -> Evidence:
+) -> Collected:
     """Runs both bases on the same inputs, batch by batch.
 
     Args:
         source, target: the bases.
-        form: the layout that maps are sought for, as from `activation_form`.
+        form: the layout that maps are sought for, in the form that is matched.
         inputs: unlabelled.
         names: of the sites that are looked at; None: all.
         spaces: space of target -> space of source, where source has another width or depth.
@@ -164,7 +156,7 @@ def collect(
     Returns:
         Moments of all spaces that the inputs reach.
     """
-    found: Evidence = {}
+    found: Collected = {}
     shared = [name for name in target.sites if name in source.sites and (names is None or name in names)]
     if not shared:
         return found
@@ -189,7 +181,7 @@ def collect(
 
 
 def _add(
-    found: Evidence, space: str, name: str, pair: tuple[Tensor | None, Tensor | None], mask: Tensor | None
+    found: Collected, space: str, name: str, pair: tuple[Tensor | None, Tensor | None], mask: Tensor | None
 ) -> None:
     target, source = pair
     if target is not None and source is not None:
@@ -221,7 +213,7 @@ def _starts(
     return found
 
 
-def scores_of(evidence: Evidence) -> dict[str, Tensor]:
+def scores_of(evidence: Collected) -> dict[str, Tensor]:
     """Space -> its cross-moments (target units, source units), every module in units of its own spread."""
     return {
         space: torch.stack([one.normalised() for one in found.values()]).sum(0) for space, found in evidence.items()

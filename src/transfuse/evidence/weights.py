@@ -6,36 +6,24 @@ The objective F(T) = sum over tensors of <target, T source> is what coordinate a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..maps.transport import SpaceMaps, part_slices, transport
+from ..models.folding import NO_FOLDING, Folding
+from ..models.model import Models
+from ..models.products import Products
 from ..models.sums import dot
 from ..spaces.axes import Axes
-from ..spaces.layout import Layout
+from ..spaces.layout import Layout, part_of, tower_of
 
 Reader = Callable[[str], Tensor]
 Phase = Callable[[str], AbstractContextManager[object]]
-
-
-class Products(NamedTuple):
-    """Of one tensor: <target, T source>, |target|^2, |T source|^2, and whether it is a matrix or more."""
-
-    both: float
-    target: float
-    source: float
-    is_matrix: bool
-
-
-def cosine(products: Iterable[Products]) -> float:
-    """Cosine between target and mapped source over matrices; norm gains and biases are near-constant, so left out."""
-    chosen = [one for one in products if one.is_matrix]
-    both, target, source = (sum(one[i] for one in chosen) for i in range(3))
-    return both / (target * source) ** 0.5 if target and source else 0.0
 
 
 class WeightEvidence:
@@ -47,6 +35,7 @@ class WeightEvidence:
         names: tensors that both have.
         device: where the products are computed.
         phase: makes the context in which a phase of a run is measured (`passes.py`).
+        known: products of the bases as they are, where these have been taken already.
     """
 
     def __init__(
@@ -56,11 +45,14 @@ class WeightEvidence:
         target: Reader,
         names: Iterable[str],
         device: str | torch.device = "cpu",
+        *,
         phase: Phase = nullcontext,
+        known: Mapping[str, Products] | None = None,
     ):
         self.layout, self.source, self.target = layout, source, target
         self.names = tuple(names)
         self.device, self.phase = torch.device(device), phase
+        self._known = known
         self.sizes = {name: space.size for name, space in layout.spaces.items()}
         self._holders: dict[str, list[str]] = {}
         self._fixed: dict[str, Tensor] = {}
@@ -70,7 +62,7 @@ class WeightEvidence:
 
     def against(self, target: Reader) -> WeightEvidence:
         """The same evidence with another target (for the null test)."""
-        return WeightEvidence(self.layout, self.source, target, self.names, self.device, self.phase)
+        return WeightEvidence(self.layout, self.source, target, self.names, self.device, phase=self.phase)
 
     def holders(self, space: str) -> list[str]:
         """Tensors of both models that have an axis in `space`."""
@@ -137,6 +129,10 @@ class WeightEvidence:
             target, source = self._pair(name)
             total += float((target * transport(source, self.layout.params[name], maps)).sum(dtype=torch.float64))
         return total
+
+    def products_as_they_are(self) -> dict[str, Products]:
+        """`products` of no maps."""
+        return self.products({}) if self._known is None else {name: self._known[name] for name in self.names}
 
     def products(self, maps: SpaceMaps) -> dict[str, Products]:
         """Inner products of target and mapped source, tensor by tensor, in one pass over both."""
@@ -207,3 +203,54 @@ class WeightEvidence:
 def _unfold(x: Tensor, dim: int) -> Tensor:
     """(n along `dim`, everything else)."""
     return x.movedim(dim, 0).reshape(x.shape[dim], -1)
+
+
+def weight_evidence(models: Models, layout: Layout, device: str, folding: Folding = NO_FOLDING) -> WeightEvidence:
+    """The evidence of two bases.
+
+    Args:
+        layout: the form that is matched.
+        folding: of norm gains; what was folded is kept, since each step would fold it anew.
+    """
+    moving = [n for n in models.shared() if any(layout.spaces[s].moves for s in layout.params[n].spaces)]
+    source, target = (partial(folding.read, model) for model in (models.source, models.target))
+    if folding.factors:
+        source, target = keeping(source), keeping(target)
+    known = None if folding.factors else models.survey.products  # folded weights are others
+    return WeightEvidence(layout, source, target, moving, device, phase=models.passes.phase, known=known)
+
+
+def keeping(read: Reader, limit: int = 2**30) -> Reader:
+    """A reader that keeps what was read, up to `limit` bytes, for tensors that cost more to make than to read."""
+    kept: dict[str, Tensor] = {}
+    room = [limit]
+
+    def read_kept(name: str) -> Tensor:
+        if name in kept:
+            return kept[name]
+        tensor = read(name)
+        if tensor.nbytes <= room[0]:
+            room[0] -= tensor.nbytes
+            kept[name] = tensor
+        return tensor
+
+    return read_kept
+
+
+def layers_by_tower(evidence: WeightEvidence) -> dict[str, list[str]]:
+    """Tensors of the layers, without embeddings and heads, by tower ("model" where there is one)."""
+    found: dict[str, list[str]] = {}
+    for name in evidence.names:
+        spaces = evidence.layout.params[name].spaces
+        inside = [space for space in spaces if re.search(r"(^|\.)(heads|mlp)\.\d", space)]
+        if inside:
+            found.setdefault(tower_of(inside[0]) or "model", []).append(name)
+    return found
+
+
+def by_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """Tensors by part of the model: embeddings, each layer, the rest."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(part_of(name), []).append(name)
+    return groups

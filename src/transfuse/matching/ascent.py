@@ -1,7 +1,18 @@
 """Coordinate ascent on F(T) = sum_p <target_p, T source_p>, one exact group step at a time.
 
-Algorithm 1 of Rinaldi et al. 2025, and Ainsworth et al. 2023 before it. A step is taken only if it raises F, so F never
-falls; a step whose inputs did not change since it was last tried is not computed again.
+Algorithm 1 of Rinaldi et al. 2025, and Ainsworth et al. 2023 before it:
+
+    T[s] <- the identity for every space s; spaces inside heads: heads as their singular values say
+    anchored start: for every s in the order of the run:
+        T[s] <- argmax <M, T> over the group of s, M from what both models share and the spaces set before
+    repeat, until a sweep changes nothing:
+        for every s (those that share heads at once; in the order of the run, or a random one):
+            if a map that M depends on moved since s was last tried:
+                M <- sum over the tensors p that hold s of <target_p, T source_p> without T[s]       (size, size)
+                P <- argmax <M, T> over the group of s: assignment, Procrustes, or heads and then insides of heads
+                if F(T with P) > F(T): T[s] <- P
+
+A step is taken only if it raises F, so F never falls. Of several climbs in different orders the best is taken.
 """
 
 from __future__ import annotations
@@ -16,12 +27,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import TransfuseError
-from ..evidence.weights import WeightEvidence
 from ..maps.algebra import Map, Orthogonal, PerHead, Permutation
 from ..spaces.layout import forward_position
 from .assignment import best_permutation, permutation_score
 from .heads import head_blocks, identity_heads, inner_maps, joint_heads, spectral_heads
 from .procrustes import best_rotation
+from .protocols import CrossMoments
+from .solution import Solution
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +44,8 @@ ENOUGH = 1e-3
 
 
 @dataclass(frozen=True)
-class AscentOptions:
-    """How to climb.
+class CoordinateAscent:
+    """The solver: how to climb.
 
     Attributes:
         group: "permutation", or "orthogonal": rotations where the layout allows them, permutations elsewhere.
@@ -44,7 +56,7 @@ class AscentOptions:
         paper_heads: the inner step sees only q, k, v (eq. 9), not the output projection.
         spectra_output: the output projection's blocks count in the spectra (the authors' code; the paper: no).
         max_sweeps: sweeps at most.
-        order: None for the order of the forward pass, else a seed for a random one.
+        orders: one climb for each: None for the order of the forward pass, else a seed for a random one.
     """
 
     group: str = "permutation"
@@ -53,22 +65,32 @@ class AscentOptions:
     paper_heads: bool = False
     spectra_output: bool = False
     max_sweeps: int = 100
-    order: int | None = None
+    orders: tuple[int | None, ...] = (None,)
+
+    def solve(self, evidence: CrossMoments, *, progress: bool = False) -> Solution:
+        """The best of all climbs, by objective; the first of equals."""
+        climbs = [Climb(evidence, self, order) for order in self.orders]
+        for one in climbs:
+            one.run(progress=progress)
+        best = max(climbs, key=lambda one: one.objective[-1])
+        return Solution(best.maps, best.objective, best.converged, best.spectral)
 
 
 @dataclass
-class Ascent:
+class Climb:
     """The state of one climb; `run` gives the maps.
 
     Attributes:
+        order: of the steps; see `CoordinateAscent`.
         maps: space -> its present map.
         objective: F at the start and after every sweep.
         converged: whether the last sweep changed nothing.
         spectral: head group -> heads by singular values.
     """
 
-    evidence: WeightEvidence
-    options: AscentOptions
+    evidence: CrossMoments
+    options: CoordinateAscent
+    order: int | None = None
     maps: dict[str, Map] = field(default_factory=dict)
     objective: list[float] = field(default_factory=list)
     converged: bool = False
@@ -100,8 +122,8 @@ class Ascent:
         ordered = sorted(moving, key=forward_position)
         heads = {name: space.heads for name, space in self.evidence.layout.spaces.items()}
         groups = [tuple(found) for _, found in groupby(ordered, key=lambda s: s.split("/")[0] if heads[s] else s)]
-        if self.options.order is not None:
-            shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.options.order))
+        if self.order is not None:
+            shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.order))
             groups = [groups[i] for i in shuffled.tolist()]
         return groups
 

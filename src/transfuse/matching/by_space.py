@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -13,6 +15,45 @@ from ..spaces.layout import Layout, Space
 from .assignment import best_permutation
 from .heads import identity_heads, inner_maps, joint_heads, resized_heads
 from .procrustes import best_rotation
+from .protocols import SpaceMoments
+from .solution import Solution
+
+
+@dataclass(frozen=True)
+class BySpace:
+    """The solver: every space by itself.
+
+    Attributes:
+        group: see `best_maps`.
+        keep_spreads: maps between different numbers of units give activations of target's size, not of source's.
+    """
+
+    group: str
+    keep_spreads: bool = False
+
+    def solve(self, evidence: SpaceMoments) -> Solution:
+        """The best map of every space that something is known of."""
+        form = evidence.layout
+        maps = best_maps(evidence.scores, form, self.group, evidence.source_heads)
+        if self.keep_spreads:
+            maps = {name: _scaled(one, form.spaces[name], evidence) for name, one in maps.items()}
+        return Solution(maps)
+
+
+def _scaled(found: Map, space: Space, evidence: SpaceMoments) -> Map:
+    """A map between different numbers of units, times the ratio of the spreads of both.
+
+    Of queries and keys instead so that their products keep their size: those are divided by the root of a head's width.
+    """
+    if evidence.source_heads is None or not isinstance(found, Rectangular):
+        return found
+    spreads = evidence.spreads(space.name)
+    if spreads is None:
+        return found
+    if re.search(r"/(qk|head)\b", space.name):
+        widths = space.size / (space.heads or 1), found.source_size / (evidence.source_heads(space.name) or 1)
+        return Rectangular(found.weight * (widths[0] / widths[1]) ** 0.25)
+    return Rectangular(found.weight * (spreads[0] / spreads[1].clamp_min(1e-30)).sqrt())
 
 
 def best_maps(

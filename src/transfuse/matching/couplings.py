@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..evidence.weights import WeightEvidence
 from ..maps.algebra import Coupling, Map
 from ..spaces.layout import forward_position
+from .protocols import CrossMoments
+from .solution import Solution
 
 # The value is that of the authors' code; here it is a share of the largest cost, so that it means the same for every
 # space. Distances between rows of many weights are nearly equal, so this is soft, also between models that agree.
@@ -26,29 +28,38 @@ ACCURACY = 1e-6  # of the sums of rows and columns, at which the iteration stops
 _STREAM = re.compile(r"^(.*stream\.)(\d+)$")
 
 
-def couple(evidence: WeightEvidence, solver: str) -> dict[str, Map]:
-    """The coupling of every space that moves, in the order of the forward pass.
+@dataclass(frozen=True)
+class Couplings:
+    """The solver: a coupling for every space that moves, in the order of the forward pass.
 
-    Args:
-        evidence: of a layout with one stream a junction and flat heads.
-        solver: "sinkhorn" or "emd".
-
-    Raises:
-        InputError: the package POT is not installed.
+    Attributes:
+        solver: "sinkhorn" (entropic) or "emd" (exact).
     """
-    maps: dict[str, Map] = {}
-    moving = [s.name for s in evidence.layout.spaces.values() if s.moves and evidence.holders(s.name)]
-    for space in sorted(moving, key=forward_position):
-        found = _solve(_costs(evidence, space, maps), solver)
-        before = _STREAM.sub(lambda m: f"{m[1]}{int(m[2]) - 1}", space)
-        before = evidence.layout.ties.get(before, before)
-        if before != space and isinstance(incoming := maps.get(before), Coupling):
-            found = (found + incoming.weight) / 2
-        maps[space] = Coupling(found)
-    return maps
+
+    solver: str
+
+    def solve(self, evidence: CrossMoments) -> Solution:
+        """The couplings, with the objective before and after.
+
+        Args:
+            evidence: of a layout with one stream a junction and flat heads.
+
+        Raises:
+            InputError: the package POT is not installed.
+        """
+        maps: dict[str, Map] = {}
+        moving = [s.name for s in evidence.layout.spaces.values() if s.moves and evidence.holders(s.name)]
+        for space in sorted(moving, key=forward_position):
+            found = _solve(_costs(evidence, space, maps), self.solver)
+            before = _STREAM.sub(lambda m: f"{m[1]}{int(m[2]) - 1}", space)
+            before = evidence.layout.ties.get(before, before)
+            if before != space and isinstance(incoming := maps.get(before), Coupling):
+                found = (found + incoming.weight) / 2
+            maps[space] = Coupling(found)
+        return Solution(maps, [evidence.value(one) for one in ({}, maps)])
 
 
-def _costs(evidence: WeightEvidence, space: str, maps: dict[str, Map]) -> Tensor:
+def _costs(evidence: CrossMoments, space: str, maps: dict[str, Map]) -> Tensor:
     """Squared distances (target unit, source unit) over the rows that compute the units."""
     products = evidence.cross(space, maps, rows=True)
     target, source = evidence.row_squares(space, maps)

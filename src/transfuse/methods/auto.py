@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..evidence.null import NullTest, stored_null
+from ..evidence.relation import raw_cosines, relation
 from ..maps.collection import Maps
 from ..models.model import Models
-from .match import MatchOptions, NullTest, match_models, stored_null
-from .relation import raw_cosines, relation
-from .table import METHODS
+from .match import MatchOptions, match_models
+from .method import Method
+from .table import get_method
 
 if TYPE_CHECKING:
     from ..data.tasks import TaskSpec
@@ -36,9 +38,8 @@ AUTO = "auto"
 # A cosine above it is "nearly". After short continuations it was 0.98 and more, and naive does as well as drawn inputs;
 # where drawn inputs do better it was 0.92 and less (docs/benchmarks.md).
 NEAR = 0.95
-# What a null test has to say where nothing better can be done. Weak agreement by permutations moved nothing in any
-# measurement; weak agreement by rotations did.
-_ENOUGH = {"tied": ("related-coordinates",), "orthogonal": ("related-coordinates", "weak-correspondence")}
+# By weights, in this order: maps that any stock model can have.
+BY_WEIGHTS = ("tied", "orthogonal")
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -132,12 +133,12 @@ def _matched(models: Models, options: MatchOptions, null_trials: int, *, progres
     """By maps from the weights if they bring the bases near; else by drawn inputs; else by whatever there is."""
     tried: dict[str, dict[str, str]] = {}
     found: list[Choice] = []
-    for name, enough in _ENOUGH.items():
-        maps = match_models(models, METHODS[name], options, null_trials=max(null_trials, 1), progress=progress)
+    for method in map(get_method, BY_WEIGHTS):
+        maps = match_models(models, method, options, null_trials=max(null_trials, 1), progress=progress)
         null = stored_null(maps) or {}
-        tried[name] = {tower: one.verdict for tower, one in null.items()}
-        if null and all(verdict in enough for verdict in tried[name].values()):
-            choice = Choice(name, _found(name, null), None, maps, dict(tried))
+        tried[method.name] = {tower: one.verdict for tower, one in null.items()}
+        if null and all(verdict in _enough(method) for verdict in tried[method.name].values()):
+            choice = Choice(method.name, _found(method, null), None, maps, dict(tried))
             if min(one.matched for one in null.values()) > NEAR:
                 return choice
             found.append(choice)
@@ -147,14 +148,22 @@ def _matched(models: Models, options: MatchOptions, null_trials: int, *, progres
     return drawn or (found[0] if found and not near else _as_it_is(tried))
 
 
+def _enough(method: Method) -> tuple[str, ...]:
+    """What a null test has to say where nothing better can be done.
+
+    Weak agreement by permutations moved nothing in any measurement; weak agreement by rotations did.
+    """
+    return ("related-coordinates", "weak-correspondence") if method.solver.rotates else ("related-coordinates",)
+
+
 def _as_it_is(tried: Mapping[str, Mapping[str, str]]) -> Choice:
     because = "The models cannot be run on inputs here, so the task vector is added as it is. Little is expected of it."
     return Choice("naive", because, tried=tried)
 
 
-def _found(name: str, null: Mapping[str, NullTest]) -> str:
+def _found(method: Method, null: Mapping[str, NullTest]) -> str:
     excess = min(one.excess for one in null.values())
-    what = "permutations of units" if name == "tied" else "rotations"
+    what = "rotations" if method.solver.rotates else "permutations of units"
     return (
         f"The bases do not share coordinates as they are, but {what} align them by more than chance (excess "
         f"{excess:.2f}). The task vector is carried by these maps."

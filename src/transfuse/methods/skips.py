@@ -13,7 +13,7 @@ from .table import METHODS
 def takes_skips(maps: Maps) -> bool:
     """Whether a source carried by these maps is run with permuted skips: not where a method leaves stock ones alone."""
     row = METHODS.get(maps.method)
-    return maps.streams == "junction" and (row is None or row.skips == "mapped")
+    return maps.streams == "junction" and (row is None or row.form.permutes_skips)
 
 
 def needed_skips(maps: Maps, ties: Mapping[str, str] = {}) -> dict[str, Map]:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..evidence.weights import Products
 from ..files.checkpoint import Checkpoint, Fingerprint
 from ..files.reading import BLOCK
+from .products import Products
 from .sums import Scratch
 
 if TYPE_CHECKING:

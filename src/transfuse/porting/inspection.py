@@ -6,9 +6,10 @@ from collections import Counter
 from typing import Any
 
 from ..errors import InputError
+from ..evidence.null import stored_null
+from ..evidence.relation import delta_report, relation
 from ..files.checkpoint import open_checkpoint
-from ..methods.match import MatchOptions, match_models, stored_null
-from ..methods.relation import delta_report, relation
+from ..methods.match import MatchOptions, match_models
 from ..methods.table import DEFAULT_METHOD, Method, get_method
 from ..models.model import ConfigLike, Model, ModelLike, Models
 from ..models.opening import open_models
@@ -45,7 +46,7 @@ def inspect_models(
     """
     base = open_checkpoint(source, role="source")  # once, also where it stands in for the target that is not given
     row = get_method(method)
-    if row.evidence == "activations":
+    if row.needs_inputs:
         raise InputError(f"method {row.name} goes by activations; models are inspected by their weights alone")
     models = open_models(
         base, target if target is not None else base, tuned, family=family, config=config, need_layout=False
@@ -89,7 +90,7 @@ def describe(model: Model, models: Models) -> dict[str, Any]:
 
 
 def _relation(models: Models, row: Method, options: MatchOptions, trials: int, progress: bool) -> dict[str, Any]:
-    if row.group == "identity" or not trials or models.family is None or models.resizing is not None:
+    if not row.finds_maps or not trials or models.family is None or models.resizing is not None:
         return relation(models).as_dict()
     maps = match_models(models, row, options, null_trials=trials, progress=progress)
     found = {key: value for key, value in maps.report.items() if key != "null"}

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..errors import InputError, VerificationError
+from ..evidence.null import stored_null
+from ..evidence.relation import DeltaReport, delta_report, is_nearer_to_target, relation
 from ..families.binding import canonical_names
 from ..files.checkpoint import open_checkpoint
 from ..files.configs import Unavailable
@@ -23,8 +25,7 @@ from ..files.writing import check_output, write_checkpoint
 from ..maps.algebra import PerHead, Rectangular
 from ..maps.collection import Maps
 from ..methods.auto import AUTO, Labelled, choose
-from ..methods.match import MatchOptions, match_models, open_inputs, stored_null
-from ..methods.relation import DeltaReport, delta_report, is_nearer_to_target, relation
+from ..methods.match import MatchOptions, match_models, open_inputs
 from ..methods.table import METHODS, Method, get_method
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
@@ -35,7 +36,6 @@ from .card import model_card
 from .verify import Equivalence, check_equivalence
 
 if TYPE_CHECKING:
-    from ..running.inputs import Prepared
     from ..running.unlabelled import Inputs
 
 log = logging.getLogger(__name__)
@@ -184,41 +184,19 @@ def carry(
     Raises:
         InputError, VerificationError: see `port`.
     """
-    needs_inputs = maps is None or method.transport != "maps"
+    needs_inputs = maps is None or method.update.needs_inputs
     prepared = open_inputs(models, method, inputs, options.seed) if needs_inputs else None
     if maps is None:
         found = match_models(models, method, options, inputs=prepared, null_trials=null_trials, progress=progress)
     else:
         found = check_maps(models, maps)
-    checked = verify and found.spaces and method.group != "rotation"
+    checked = verify and found.spaces and method.gives_mapped_source
     with models.passes.phase("check"):
         equivalence = _checked_equivalence(models, method, found, options.seed, double) if checked else None
-    noise = options.seed if method.control else None
-    tensors = PortedTensors(models, plan, found, alpha, noise, keep_embeddings=options.keep_embeddings)
-    if method.transport != "maps":
-        assert prepared is not None
-        with models.passes.phase("fit"):
-            tensors = _fitted(tensors, method.transport, prepared, options, progress=progress)
+    with models.passes.phase(method.update.transport):
+        tensors = method.update.tensors(models, plan, found, alpha, prepared, options, progress=progress)
     report = {**about, "method": method.name, "summary": method.summary, "alpha": alpha}
     return PortResult(report | _findings(models, method, found, equivalence), found, None, tensors)
-
-
-def _fitted(
-    tensors: PortedTensors, transport: str, inputs: Prepared, options: MatchOptions, *, progress: bool
-) -> PortedTensors:
-    """The same with target's modules fitted, or trained, to do what tuned does."""
-    from ..update.distillation import DistilOptions, distil_port  # both need what evaluation needs
-    from ..update.functional import FitOptions, fit_port
-
-    models, plan, maps, alpha = tensors.models, tensors.plan, tensors.maps, tensors.alpha
-    about = {"device": options.device, "progress": progress}
-    if transport == "fit":
-        start = PortedTensors(models, plan, maps, 1.0, None, {}, options.keep_embeddings)
-        found = fit_port(start, inputs, FitOptions(ridge=options.ridge), **about)
-    else:
-        start = PortedTensors(models, plan, maps, 0.0, None)
-        found = distil_port(start, inputs, DistilOptions(seed=options.seed), **about)
-    return PortedTensors(models, plan, maps, alpha, None, found, start.keep_embeddings)
 
 
 def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, double: bool) -> Equivalence:
@@ -361,7 +339,7 @@ def check_maps(models: Models, maps: Maps) -> Maps:
     spaces = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv).spaces
     for name, one in maps.spaces.items():
         heads = len(one.inner) if isinstance(one, PerHead) else None
-        wanted = None if METHODS[maps.method].heads == "flat" else spaces[name].heads if name in spaces else None
+        wanted = None if METHODS[maps.method].form.flattens_heads else spaces[name].heads if name in spaces else None
         sized = isinstance(one, Rectangular) and models.resizing is not None
         fits = name in spaces and one.size == spaces[name].size and (sized or heads == wanted)
         if not fits:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..methods.relation import TEXTS
+from ..evidence.relation import TEXTS
 from .records import Alignment, Results, SectionPlan
 from .values import Value, value_of
 

@@ -193,7 +193,7 @@ def _skips_of(
 def _maps(
     models: Models, row: Method, given: Maps | None, options: MatchOptions, inputs: Inputs | None, progress: bool
 ) -> Maps:
-    if row.group == "rotation" or row.transport != "maps":
+    if not row.gives_mapped_source:
         raise InputError(f"method {row.name} gives no mapped source, so there is no line from it to target")
     if given is not None:
         return check_maps(models, given)

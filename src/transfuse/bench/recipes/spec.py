@@ -186,7 +186,7 @@ class MethodSpec(Spec):
     @property
     def by_task(self) -> bool:
         """Whether it looks at each fine-tune's inputs anew, so that there are no maps for all of them."""
-        return self.row is None or self.row.evidence == "activations"
+        return self.row is None or self.row.needs_inputs
 
     @property
     def wanted_inputs(self) -> InputsSpec | None:

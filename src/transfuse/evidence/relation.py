@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..evidence.weights import cosine
 from ..maps.collection import Maps
 from ..models.model import Models
+from ..models.products import cosine
 from ..spaces.layout import part_of
-from .match import NullTest, layers_by_tower, weight_evidence
+from .null import NullTest
+from .weights import layers_by_tower, weight_evidence
 
 
 @dataclass(frozen=True)
