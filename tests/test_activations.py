@@ -396,10 +396,10 @@ def test_theseus_is_procrustes_at_both_ends_of_every_module(tmp_path: Path) -> N
             np.testing.assert_allclose(maps[end] @ maps[end].T, np.eye(len(maps[end])), atol=1e-9)
             np.testing.assert_allclose(maps[end] @ v, u, atol=1e-5)
         tau = (models.tuned.tensor(name) - models.source.tensor(name)).numpy()
-        np.testing.assert_allclose(result.tensors.delta(name), maps["out"] @ tau @ maps["in"].T, atol=1e-12)
+        np.testing.assert_allclose(result.tensors.update.of(name), maps["out"] @ tau @ maps["in"].T, atol=1e-12)
         bias = name.replace(".weight", ".bias")
         tau = (models.tuned.tensor(bias) - models.source.tensor(bias)).numpy()
-        np.testing.assert_allclose(result.tensors.delta(bias), maps["out"] @ tau, atol=1e-12)
+        np.testing.assert_allclose(result.tensors.update.of(bias), maps["out"] @ tau, atol=1e-12)
 
 
 def test_a_seen_module_that_adds_to_nothing_gives_what_it_gives() -> None:

@@ -22,6 +22,8 @@ from transfuse.data.splits import DataSpec
 from transfuse.errors import InputError, TransfuseError
 from transfuse.files.checkpoint import open_checkpoint
 from transfuse.report.records import Reference
+from transfuse.update.objects import Noise
+from transfuse.update.ported import Ported
 
 
 @dataclass(frozen=True)
@@ -283,23 +285,21 @@ def test_a_cell_of_something_else_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_fails_is_recorded_and_the_run_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    import transfuse.bench.measure as measure
+    real = Ported.held
 
-    real = measure.blend_of
-
-    def failing(result: Any) -> Any:
-        if result.report["method"] == "random":
+    def failing(ported: Ported) -> Ported:
+        if isinstance(ported.update, Noise):
             raise TransfuseError("by design")
-        return real(result)
+        return real(ported)
 
-    monkeypatch.setattr(measure, "blend_of", failing)
+    monkeypatch.setattr(Ported, "held", failing)
     found = place.run(small(), "failing")
     assert [(one.what, one.error) for one in found.failures] == [
         ("transport seed0 planted on-side random", "by design")
     ]
     assert "by design" in (found.out / "report.html").read_text()
     assert "| tied |" in found.tables
-    monkeypatch.setattr(measure, "blend_of", real)
+    monkeypatch.setattr(Ported, "held", real)
     again = place.run(small(), "failing")
     assert again.failures == () and again.fresh == 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from transfuse.maps.algebra import Dense
 from transfuse.matching.ascent import Climb
 from transfuse.methods.table import METHODS
 from transfuse.porting.verify import Equivalence
+from transfuse.update.ported import Ported
 
-PORT = importlib.import_module("transfuse.porting.port")  # `transfuse.port` is the function
 FAST = ("--null-trials", "0")
 
 
@@ -357,7 +356,7 @@ def test_a_failed_verification_is_3(
     three: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Equivalence("BertForMaskedLM", 0.7, ("logits",), "torch.float32", True, False)
-    monkeypatch.setattr(PORT, "check_equivalence", lambda *_, **__: wrong)
+    monkeypatch.setattr("transfuse.porting.run.check_equivalence", lambda *_, **__: wrong)
     assert "differs from source by 7.0e-01" in failed(3, "port", *three, "-o", tmp_path / "out", *FAST, "--json")
     assert not list(tmp_path.iterdir())
 
@@ -394,14 +393,14 @@ def test_our_own_failure_is_1(three: tuple[str, str, str], tmp_path: Path, monke
 def test_an_interrupted_port_leaves_nothing(
     three: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = PORT.PortedTensors.read
+    read = Ported.read
 
     def interrupted(self: Any, out: str) -> torch.Tensor:
         if "encoder.layer.1" in out:
             raise KeyboardInterrupt
         return read(self, out)
 
-    monkeypatch.setattr(PORT.PortedTensors, "read", interrupted)
+    monkeypatch.setattr(Ported, "read", interrupted)
     result = run("port", *three, "-o", tmp_path / "out", *FAST)
     assert result.exit_code == 1 and "Aborted!" in result.stderr and result.stdout == ""
     assert not list(tmp_path.iterdir())

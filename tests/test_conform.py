@@ -23,6 +23,7 @@ from transformers import (
     RobertaModel,
     ViTForImageClassification,
 )
+from transfuse.porting.blend import blend_of
 
 import transfuse
 from test_resizing import DRAWN
@@ -349,3 +350,80 @@ def test_fingerprints_in_the_report_are_those_of_the_files(tmp_path: Path) -> No
     report = transfuse.port(*places, method="naive").report
     for role, place in zip(("source", "tuned", "target"), places, strict=True):
         assert report["models"][role]["fingerprint"] == open_checkpoint(place).fingerprint()
+
+
+# --- narrow dtypes ----------------------------------------------------------------------------------------------------
+
+
+def larger_grid(x: Tensor) -> Tensor:
+    """(1, 1 + 4, d) -> (1, 1 + 16, d), in the dtype of x."""
+    grid = x[:, 1:].transpose(1, 2).unflatten(2, (2, 2))
+    wide = functional.interpolate(grid, size=(4, 4), mode="bicubic").flatten(2).transpose(1, 2)
+    return torch.cat([x[:, :1], wide], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_changed_is_resized_before_it_is_rounded(tmp_path: Path, dtype: torch.dtype) -> None:
+    """In a narrow dtype: of resized positions, patches and unknown tokens the difference is exact to float32."""
+    source = vit(0)
+    pair = [one.to(dtype) for one in (source, fine_tuned(source, size=0.02))]
+    target = vit(1, image_size=16)
+    result = transfuse.port(*(save(one, tmp_path / str(i)) for i, one in enumerate((*pair, target))), method="naive")
+    name = "vit.embeddings.position_embeddings"
+    old, new = (state_of(one)[name].double() for one in pair)
+    found = result.tensor(name) - state_of(target)[name]
+    assert found.dtype == torch.float64
+    wanted = larger_grid(new - old)
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+    target = vit(1, patch_size=2)  # of as many patches again: 2 x 2 pixels in place of 4 x 4
+    result = transfuse.port(tmp_path / "0", tmp_path / "1", save(target, tmp_path / "finer"), method="naive")
+    name = "vit.embeddings.patch_embeddings.projection.weight"
+    old, new = (state_of(one)[name].double() for one in pair)
+    line = functional.interpolate(torch.eye(2)[None, None], size=(4, 2), mode="bilinear", antialias=True)[0, 0].double()
+    wanted = torch.einsum("ockl,kp,lq->ocpq", new - old, line, line)
+    found = result.tensor(name) - state_of(target)[name]
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_unknown_tokens_change_by_the_mean_in_a_narrow_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    source = bert(BertForMaskedLM, 0)
+    pair = [one.to(dtype) for one in (source, fine_tuned(source, size=0.02))]
+    new = [*SPECIAL, "added", *WORDS[:25]]
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((*pair, bert(BertForMaskedLM, 1)))]
+    for place, tokens in zip(places, (SPECIAL + WORDS, SPECIAL + WORDS, new), strict=True):
+        with_vocabulary(place, tokens)
+    name = "bert.embeddings.word_embeddings.weight"
+    before, after = (state_of(one)[name].double() for one in pair)
+    found = (transfuse.port(*places, method="naive").tensor(name) - state_of(bert(BertForMaskedLM, 1))[name])[5]
+    wanted = (after - before).mean(0)
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_rounding_of_a_resized_tensor_is_no_training(tmp_path: Path) -> None:
+    """Tuned in bfloat16 whose positions and patches were not trained: source, rounded likewise, is the same."""
+    source = vit(0).float()
+    tuned = fine_tuned(source).to(torch.bfloat16)
+    kept = ("vit.embeddings.position_embeddings", "vit.embeddings.patch_embeddings.projection.weight")
+    state = state_of(tuned) | {name: state_of(source)[name].to(torch.bfloat16) for name in kept}
+    target = vit(1, image_size=12, patch_size=2)
+    config = vit(0).config.to_dict() | {"architectures": ["ViTForImageClassification"]}
+    result = transfuse.port(
+        open_checkpoint(state_of(source), config=config),
+        open_checkpoint(state, config=config),
+        save(target, tmp_path / "target"),
+        method="naive",
+    )
+    assert all(torch.equal(result.tensor(name), state_of(target)[name]) for name in kept)
+
+
+def test_a_target_in_float64_keeps_its_precision() -> None:
+    """Also where the other two are in float32: what is added to a tensor does not round it."""
+    source, target = vit(0).float(), vit(1)
+    states = [state_of(one) for one in (source, fine_tuned(source), target)]
+    result = transfuse.port(*states, config=vit(0).config.to_dict(), method="naive")
+    for name in ("vit.layernorm.weight", "classifier.weight"):
+        wanted = states[2][name] + (states[1][name] - states[0][name]).double()
+        torch.testing.assert_close(result.tensor(name), wanted, rtol=0, atol=1e-14)
+    assert torch.equal(blend_of(result).state()["vit.layernorm.weight"], result.tensor("vit.layernorm.weight"))

@@ -31,7 +31,6 @@ from transfuse.methods.table import get_method
 from transfuse.models.model import Models
 from transfuse.models.opening import open_models
 from transfuse.models.plan import make_plan
-from transfuse.porting.blend import blend_of
 from transfuse.porting.merge import merge
 from transfuse.porting.planted import PLANTED_MAPS, plant
 from transfuse.running.inputs import Prepared
@@ -52,7 +51,7 @@ from transfuse.update.functional import (
     fit_port,
     student_and_tuned,
 )
-from transfuse.update.ported import PortedTensors
+from transfuse.update.ported import Ported, transported
 
 DRAWN = Inputs("synthetic", count=48)
 
@@ -290,7 +289,7 @@ def test_weights_of_equal_bases_come_near_those_of_tuned(tmp_path: Path) -> None
     assert models.tuned is not None
     for name in (name for name in models.target.disk if is_linear(name, models.layout.params[name])):
         old, new = models.target.tensor(name), models.tuned.tensor(name)
-        missed = (old + result.tensors.delta(name) - new).norm() / (old - new).norm()
+        missed = (old + result.tensors.update.of(name) - new).norm() / (old - new).norm()
         # Norms leave one direction empty, which stays as in target; behind an activation there is none.
         assert missed < (1e-4 if ".output.dense." in name and "attention" not in name else 0.5), name
 
@@ -327,11 +326,11 @@ def test_what_is_not_fitted_stays(vits: list[Path]) -> None:
             assert torch.equal(moved, old), name
         elif name.startswith("embeddings."):
             tau = models.tuned.tensor(name) - models.source.tensor(name)
-            axes = result.tensors.layout.params[name]
+            axes = result.tensors.heads.passage.layout.params[name]
             torch.testing.assert_close(moved, old + transport(tau, axes, result.maps.spaces), rtol=0, atol=1e-12)
         else:
             assert not torch.equal(moved, old), name
-    assert set(result.tensors.layout.params) == {step.name for step in result.tensors.steps.values()}
+    assert set(result.tensors.heads.passage.layout.params) == {step.name for step in result.tensors.steps.values()}
 
 
 def test_the_same_inputs_give_the_same_bytes(vits: list[Path], tmp_path: Path) -> None:
@@ -351,8 +350,8 @@ def test_batches_do_not_matter(vits: list[Path], batch_size: int) -> None:
     for size in (64, batch_size):
         inputs = prepared(drawn, size)
         maps = match_models(models, row, MatchOptions(), inputs=inputs)
-        start = PortedTensors(models, make_plan(models), maps, 1.0, None, fitted={})
-        found.append(fit_port(start, inputs, FitOptions()))
+        start = transported(models, make_plan(models), maps)
+        found.append(fit_port(start, inputs, FitOptions()).tensors)
     for name, one in found[0].items():
         torch.testing.assert_close(found[1][name], one, rtol=0, atol=1e-5, msg=name)
 
@@ -362,7 +361,7 @@ def test_a_strong_pull_keeps_the_weights_of_target(vits: list[Path]) -> None:
     result = fitted(vits, ridge=1e9)
     models = result.tensors.models
     for name in (name for name in models.target.disk if is_linear(name, models.layout.params[name])):
-        assert result.tensors.delta(name).abs().max() < 1e-6, name
+        assert result.tensors.update.of(name).abs().max() < 1e-6, name
 
 
 def test_alpha_scales_what_fitting_changed(vits: list[Path]) -> None:
@@ -372,8 +371,8 @@ def test_alpha_scales_what_fitting_changed(vits: list[Path]) -> None:
         assert torch.equal(one, target.checkpoint.tensor(name))
         middle = (one + whole.tensor(name)) / 2
         torch.testing.assert_close(half.tensor(name), middle, rtol=0, atol=1e-12)
-    blend = blend_of(whole)
-    for name, one in blend.state(0.5).items():
+    held = whole.tensors.held()
+    for name, one in held.at(0.5).state().items():
         torch.testing.assert_close(one, half.tensor(name), rtol=0, atol=1e-12)
 
 
@@ -471,11 +470,12 @@ def clip_ported(places: list[Path], transport: str, count: int = 100) -> tuple[P
     inputs = images.with_extra(prompt_input_ids=PROMPTS, prompt_attention_mask=torch.ones_like(PROMPTS))
     plan = make_plan(models)
     maps = match_models(models, row, MatchOptions(), inputs=inputs)
+    start = transported(models, plan, maps)
     if transport == "fit":
-        found = fit_port(PortedTensors(models, plan, maps, 1.0, None, fitted={}), inputs, FitOptions())
+        found = fit_port(start, inputs, FitOptions())
     else:
-        found = distil_port(PortedTensors(models, plan, maps, 0.0, None), inputs, DistilOptions(steps=40, lr=5e-3))
-    return PortResult({}, maps, None, PortedTensors(models, plan, maps, 1.0, None, fitted=found)), inputs
+        found = distil_port(start, inputs, DistilOptions(steps=40, lr=5e-3))
+    return PortResult({}, maps, None, start.fitted(found)), inputs
 
 
 def clip_logits(result: PortResult | Path, pixels: Tensor) -> Tensor:
@@ -516,12 +516,11 @@ def test_texts_do_not_reach_the_vision_tower(tmp_path: Path) -> None:
     ids[:, -1] = 2
     inputs = prepared({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     maps = match_models(models, get_method("functional"), MatchOptions(), inputs=inputs)
-    start = PortedTensors(models, make_plan(models), maps, 1.0, None, fitted={})
-    found = fit_port(start, inputs, FitOptions())
-    assert {name.split("_")[0] for name in found} == {"text"} and "text_projection.weight" in found
-    ported = PortedTensors(models, start.plan, maps, 1.0, None, fitted=found)
-    assert ported.delta("text_model.embeddings.token_embedding.weight").any(), "the table of tokens is contracted"
-    assert not ported.delta("vision_model.embeddings.patch_embedding.weight").any()
+    found = fit_port(transported(models, make_plan(models), maps), inputs, FitOptions())
+    fitted = found.tensors
+    assert {name.split("_")[0] for name in fitted} == {"text"} and "text_projection.weight" in fitted
+    assert found.of("text_model.embeddings.token_embedding.weight").any(), "the table of tokens is contracted"
+    assert not found.of("vision_model.embeddings.patch_embedding.weight").any()
 
 
 @pytest.mark.parametrize("method", ["naive", "theseus", "functional", "distillation"])
@@ -549,9 +548,9 @@ def test_distillation_follows_tuned(vits: list[Path], monkeypatch: pytest.Monkey
     assert result.maps.spaces == {} and result.report["equivalence"] is None
 
 
-def unfitted(models: Models) -> PortedTensors:
+def unfitted(models: Models) -> Ported:
     """Target, with the heads that come along."""
-    return PortedTensors(models, make_plan(models), Maps({}), 0.0, None)
+    return transported(models, make_plan(models), Maps({}), 0.0)
 
 
 def test_the_seed_is_that_of_the_order(vits: list[Path]) -> None:

@@ -23,7 +23,6 @@ from transfuse.data.splits import load_split
 from transfuse.data.tasks import TaskSpec
 from transfuse.files.checkpoint import open_checkpoint
 from transfuse.maps.random import tensor_generator
-from transfuse.porting.blend import Blend, blend_of, live_of
 from transfuse.running.inputs import Prepared, prepare
 from transfuse.running.live import LiveModel, load_live, with_state
 from transfuse.running.scores import evaluate, score_dict
@@ -31,9 +30,9 @@ from transfuse.study.gradfix import (
     MaskRule,
     Tally,
     fold_positions,
+    mask_of,
     mask_task_vector,
     masked,
-    masked_blend,
     refine,
     tally,
     validated_alpha,
@@ -41,6 +40,9 @@ from transfuse.study.gradfix import (
 )
 from transfuse.study.initial import initialise
 from transfuse.study.selection import SELECTIONS, Shots, choose_shots, coreset, herding, k_medoid, pooled_features
+from transfuse.update.live import live_of
+from transfuse.update.objects import Dense, Masked
+from transfuse.update.ported import Ported
 
 CLASSES = ("a", "b", "c")
 TINY = 1e-6  # of a tensor's largest gradient: CLIP's plain attention has its softmax in float32 whatever the weights
@@ -67,11 +69,11 @@ class Setting:
         for model, place in zip(models, places, strict=True):
             tiny.save(model, place)
         result = port(*places, method="naive", null_trials=0)
-        self.blend: Blend = blend_of(result)
-        self.live: LiveModel = live_of(result, self.blend.state(0.0), dtype=torch.float64)
+        self.ported: Ported = result.tensors.held()
+        self.live: LiveModel = live_of(self.ported, self.ported.at(0.0).state(), dtype=torch.float64)
         self.task = TaskSpec.model_validate({"kind": kind, "data": {"path": "none", "classes": list(CLASSES)}})
         self.rows = Prepared(rows, torch.arange(len(rows)), CLASSES, len(rows), extra)
-        self.names = tuple(name for name, one in self.blend.update.items() if one.any())
+        self.names = tuple(out for out in self.ported.added if self.ported.change(out).any())
 
     @property
     def shots(self) -> Shots:
@@ -138,7 +140,7 @@ def logits_of(setting: Setting, model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def plain_gradients(setting: Setting) -> list[dict[str, Tensor]]:
     """One backward an example, by output name."""
-    model: Any = with_state(setting.live, setting.blend.state(0.0)).model
+    model: Any = with_state(setting.live, setting.ported.at(0.0).state()).model
     found: list[dict[str, Tensor]] = []
     for i in range(len(setting.rows)):
         model.zero_grad(set_to_none=True)
@@ -160,12 +162,12 @@ def test_votes_are_those_of_a_plain_loop(setting: Setting) -> None:
         clear = (gradients.abs() > TINY * scale).all(0)
         torch.testing.assert_close(found.sums[out], gradients.sum(0), rtol=TINY, atol=TINY * scale)
         assert torch.equal(found.votes[out][clear], (-gradients).sign().sum(0).int()[clear])
-        tau = setting.blend.update[out]
+        tau = setting.ported.change(out)
         majority = (-gradients).sign().sum(0).sign() == tau.sign()
         mean = (-gradients.sum(0)).sign() == tau.sign()
         sure = clear & (gradients.sum(0).abs() > TINY * scale)
         for vote, kept in (("majority", majority), ("mean", mean)):
-            made = masked(found, out, tau, MaskRule(vote=vote, ties="drop"), name=out)
+            made = left(found, out, tau, MaskRule(vote=vote, ties="drop"), name=out)
             assert torch.equal(made[sure], (tau * kept)[sure])
         checked += int(sure.sum())
     assert checked > 2000
@@ -228,8 +230,14 @@ def made_up() -> tuple[Tally, Tensor]:
     return Tally({"w": (-gradients).sign().sum(0).int()}, {"w": gradients.sum(0)}, 4, "vmap"), tau
 
 
+def left(found: Tally, out: str, tau: Tensor, rule: MaskRule, *, name: str, truth: Tensor | None = None) -> Tensor:
+    """What a mask leaves of one tensor."""
+    mask = mask_of(found, out, tau, rule, name=name, truth=truth)
+    return Masked(Dense({"w": tau}), {"w": mask}).of("w")
+
+
 def made(made_up: tuple[Tally, Tensor], truth: Tensor | None = None, **rule: Any) -> Tensor:
-    return masked(made_up[0], "w", made_up[1], MaskRule(**rule), name="w", truth=truth)
+    return left(made_up[0], "w", made_up[1], MaskRule(**rule), name="w", truth=truth)
 
 
 def test_rules_for_ties(made_up: tuple[Tally, Tensor]) -> None:
@@ -256,7 +264,7 @@ def test_of_two_examples_the_mean_settles_all_ties() -> None:
     found = Tally({"w": (-gradients).sign().sum(0).int()}, {"w": gradients.sum(0)}, 2, "vmap")
     tau = torch.randn(4000, generator=torch.Generator().manual_seed(2)).double()
     shares = {
-        ties: (masked(found, "w", tau, MaskRule(ties=ties), name="w") != 0).double().mean() for ties in ("drop", "mean")
+        ties: (left(found, "w", tau, MaskRule(ties=ties), name="w") != 0).double().mean() for ties in ("drop", "mean")
     }
     assert shares["drop"] == pytest.approx(0.25, abs=0.03) and shares["mean"] == pytest.approx(0.5, abs=0.03)
     by_vote = [vote_signs(found, "w", tau, MaskRule(vote=vote)) for vote in ("majority", "mean")]
@@ -286,7 +294,7 @@ def test_soft_weights(made_up: tuple[Tally, Tensor]) -> None:
     torch.testing.assert_close(sharp[untied], hard[untied])
     torch.testing.assert_close(sharp[~untied], tau[~untied] / 2)
     alone = Tally({"w": found.votes["w"].sign()}, found.sums, 1, "vmap")
-    unanimous = masked(alone, "w", tau, MaskRule(mode="soft-share"), name="w")
+    unanimous = left(alone, "w", tau, MaskRule(mode="soft-share"), name="w")
     torch.testing.assert_close(unanimous[untied], hard[untied])  # of one example it is the mask
 
 
@@ -296,7 +304,7 @@ def test_the_random_mask_has_the_density_and_a_seed(made_up: tuple[Tally, Tensor
     assert len({int((x != 0).sum()) for x in (normal, one, two)}) == 1
     assert torch.equal(one, made(made_up, mode="random", seed=1)) and not torch.equal(one, two)
     assert torch.equal(one[one != 0], tau[one != 0]) and not torch.equal(one, normal)
-    other = masked(made_up[0], "w", tau, MaskRule(mode="random", seed=1), name="other")
+    other = left(made_up[0], "w", tau, MaskRule(mode="random", seed=1), name="other")
     assert not torch.equal(one, other), "every tensor draws by its own name"
     order = torch.randperm(int((tau != 0).sum()), generator=tensor_generator(1, "w"))
     places = (tau != 0).nonzero().flatten()[order[: int((normal != 0).sum())]]
@@ -331,20 +339,22 @@ def test_refused_rules(rule: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("vote", ["majority", "mean"])
 def test_the_loss_falls_at_first_order(setting: Setting, vote: str) -> None:
     alpha = 1e-4
-    found = mask_task_vector(setting.live, setting.blend, setting.task, setting.shots, MaskRule(vote=vote), alpha=alpha)
+    found = mask_task_vector(
+        setting.live, setting.ported, setting.task, setting.shots, MaskRule(vote=vote), alpha=alpha
+    )
     mask = found.report["mask"]
-    assert found.report["after"] < found.report["before"] == pytest.approx(setting.loss(setting.blend.state(0.0)))
+    assert found.report["after"] < found.report["before"] == pytest.approx(setting.loss(setting.ported.at(0.0).state()))
     assert (found.report["after"] - found.report["before"]) / alpha == pytest.approx(mask["slope"], rel=0.02)
-    whole = (setting.loss(setting.blend.state(alpha)) - found.report["before"]) / alpha
+    whole = (setting.loss(setting.ported.at(alpha).state()) - found.report["before"]) / alpha
     assert whole == pytest.approx(mask["whole_slope"], rel=0.02, abs=1e-3)
     assert mask["slope"] < min(0.0, mask["whole_slope"])
 
 
 def test_the_report_counts_what_is_there(setting: Setting) -> None:
-    found = mask_task_vector(setting.live, setting.blend, setting.task, setting.shots, MaskRule(), alpha=0.5)
+    found = mask_task_vector(setting.live, setting.ported, setting.task, setting.shots, MaskRule(), alpha=0.5)
     mask, votes = found.report["mask"], setting.votes()
-    tau = torch.cat([setting.blend.update[out].flatten() for out in setting.names])
-    left = torch.cat([found.blend.update[out].flatten() for out in setting.names])
+    tau = torch.cat([setting.ported.change(out).flatten() for out in setting.names])
+    left = torch.cat([found.ported.change(out).flatten() for out in setting.names])
     cast = torch.cat([votes.votes[out].flatten() for out in setting.names])
     moving = tau != 0
     assert mask["entries"] == int(moving.sum()) == sum(one["entries"] for one in mask["parts"].values())
@@ -353,13 +363,14 @@ def test_the_report_counts_what_is_there(setting: Setting) -> None:
     assert 0 <= mask["silent"] <= mask["ties"]
     decided = moving & (cast != 0)
     assert mask["agreement"] == pytest.approx((cast.sign() == tau.sign())[decided].double().mean().item())
-    assert set(mask["tensors"]) == {setting.blend.names[out] for out in setting.names}
-    assert found.alpha == 0.5 and found.report["validation"] is None
-    assert all(torch.equal(one, setting.blend.fixed[out]) for out, one in found.blend.fixed.items())
+    assert set(mask["tensors"]) == {setting.ported.added[out] for out in setting.names}
+    assert found.ported.alpha == 0.5 and found.report["validation"] is None
+    fixed, state = setting.ported.steps.keys() - setting.ported.added.keys(), found.ported.state()
+    assert all(torch.equal(state[out], setting.ported.read(out)) for out in fixed)
 
 
 def test_a_zero_task_vector_is_refused(clip: Setting) -> None:
-    still = replace(clip.blend, update={name: torch.zeros_like(x) for name, x in clip.blend.update.items()})
+    still = clip.ported.with_update(clip.ported.update.scaled(0.0))
     with pytest.raises(InputError, match="task vector is zero"):
         mask_task_vector(clip.live, still, clip.task, clip.shots, MaskRule())
 
@@ -375,25 +386,25 @@ def test_folds_share_out_every_class(clip: Setting) -> None:
 
 
 def test_alpha_is_validated_on_examples_that_did_not_vote(clip: Setting) -> None:
-    found = mask_task_vector(clip.live, clip.blend, clip.task, clip.shots, MaskRule(), alpha="cv", alphas=[0.1, 1.0])
+    found = mask_task_vector(clip.live, clip.ported, clip.task, clip.shots, MaskRule(), alpha="cv", alphas=[0.1, 1.0])
     checked = found.report["validation"]
     assert checked["alphas"] == [0.0, 0.1, 1.0] and checked["folds"] == 2
-    assert found.alpha == checked["alphas"][min(range(3), key=lambda i: checked["losses"][i])]
+    assert found.ported.alpha == checked["alphas"][min(range(3), key=lambda i: checked["losses"][i])]
     folds = fold_positions(clip.shots, 4)
     for i, alpha in enumerate(checked["alphas"]):
         total = 0.0
         for held, voting in ((folds[0], folds[1]), (folds[1], folds[0])):
-            kept = masked_blend(clip.blend, votes_of(clip, voting), MaskRule())
-            model = with_state(clip.live, kept.state(alpha))
+            kept = masked(clip.ported, votes_of(clip, voting), MaskRule())
+            model = with_state(clip.live, kept.at(alpha).state())
             total += len(held) * score_dict(evaluate(model, clip.task, clip.rows.select(held)))["loss"]
         assert checked["losses"][i] == pytest.approx(total / 7, abs=1e-9)
-    whole = masked_blend(clip.blend, clip.votes(), MaskRule())
-    agree = [torch.equal(whole.update[out], found.blend.update[out]) for out in clip.names]
+    whole = masked(clip.ported, clip.votes(), MaskRule())
+    agree = [torch.equal(whole.change(out), found.ported.change(out)) for out in clip.names]
     assert sum(agree) > 0.9 * len(agree), "the mask itself is that of all examples, but for rounding"
 
 
 def test_alpha_can_be_zero(clip: Setting) -> None:
-    harmful = replace(clip.blend, update={name: x * 100 for name, x in clip.blend.update.items()})
+    harmful = clip.ported.with_update(clip.ported.update.scaled(100.0))
     votes = [(clip.rows.select(index), votes_of(clip, index)) for index in fold_positions(clip.shots, 2)]
     alpha, _ = validated_alpha(clip.live, harmful, clip.task, votes, MaskRule(), [0.5, 1.0])
     assert alpha == 0.0
@@ -578,9 +589,10 @@ def test_refine_writes_what_it_found(folder: Path, task: TaskSpec, tmp_path: Pat
     assert set(found["test"]) == {"zero-shot", "alpha-1", "refined"} and len(found["selected"]["7"]) == 3
     assert "masked by the gradients of 30 examples" in (tmp_path / "one" / "README.md").read_text()
     written, old = open_checkpoint(tmp_path / "one"), open_checkpoint(folder / "target")
-    blend = blend_of(port(*three(folder), null_trials=0))
+    update_of = port(*three(folder), null_trials=0).tensors.change
     moved = kept = 0
-    for name, update in blend.update.items():
+    for name in old:
+        update = update_of(name)
         change = (written.tensor(name) - old.tensor(name)).double()
         zero = change == 0
         torch.testing.assert_close(change[~zero], 0.05 * update[~zero].double(), rtol=0, atol=1e-7)
@@ -602,24 +614,25 @@ def test_a_carried_head_comes_along_untouched(folder: Path, task: TaskSpec) -> N
     for name in whole.report["carried"]:
         assert torch.equal(result.tensor(name), whole.tensor(name))
     assert not any(name.startswith("classifier") for name in result.report["refine"]["mask"]["tensors"])
-    blend = blend_of(whole)
-    start = live_of(whole, blend.state(0.0))
-    assert not torch.equal(blend.fixed["classifier.weight"], blend.unmoved["classifier.weight"])
+    held = whole.tensors.held()
+    start = live_of(held, held.at(0.0).state())
+    assert not torch.equal(held.read("classifier.weight"), held.zero_shot()["classifier.weight"])
     shots = prepare(task, "train", start, shots=2)
     found = result.report["refine"]
     assert found["before"] == pytest.approx(score_dict(evaluate(start, task, shots))["loss"], abs=1e-6)
     assert found["after"] < found["before"]
-    kept = masked_blend(blend, tally(start, task, shots, tuple(blend.update)), MaskRule())
-    for name, one in kept.state(0.05).items():
+    kept = masked(held, tally(start, task, shots, tuple(held.added)), MaskRule())
+    for name, one in kept.at(0.05).state().items():
         assert torch.equal(result.tensor(name), one), "the gradients are those under the head that is written"
 
 
 def test_the_oracle_is_the_targets_own_fine_tune(folder: Path, task: TaskSpec) -> None:
     options: dict[str, Any] = {"per_class": 2, "null_trials": 0, "limit": 80, "method": "naive", "mode": "oracle"}
     result = refine(*three(folder), task, oracle=folder / "true", **options)
-    blend = blend_of(port(*three(folder), method="naive", null_trials=0))
+    whole = port(*three(folder), method="naive", null_trials=0).tensors
     own, true = open_checkpoint(folder / "target"), open_checkpoint(folder / "true")
-    for name, update in blend.update.items():
+    for name in whole.added:
+        update = whole.change(name)
         kept = (true.tensor(name) - own.tensor(name)).sign() == update.sign()
         torch.testing.assert_close(result.tensor(name), own.tensor(name) + update * kept, rtol=0, atol=1e-7)
     assert 0.5 < result.report["refine"]["mask"]["oracle_agreement"] < 1, "gradients say more than chance"

@@ -15,7 +15,8 @@ from transformers import BertForSequenceClassification, BertModel
 
 import tiny
 from transfuse import InputError, port
-from transfuse.porting.merge import merge, merge_deltas
+from transfuse.porting.merge import merge
+from transfuse.update.merging import merge_deltas
 
 Deltas = list[dict[str, Tensor]]
 

@@ -32,7 +32,7 @@ from transfuse.porting.verify import check_equivalence
 from transfuse.running.unlabelled import Inputs
 from transfuse.spaces.axes import parse_axes
 from transfuse.spaces.layout import Layout
-from transfuse.update.ported import PortedTensors
+from transfuse.update.ported import transported
 
 EXACT = 1e-9
 ROTATED = [case for case in CASES if case.family in ("vit", "deit", "dinov2", "siglip", "clip", "t5", "reference")]
@@ -332,7 +332,7 @@ def test_a_carried_head_is_rounded_once(dtype: torch.dtype, norms: str):
     models = open_models(states[0], states[2], states[1], config=vit(0).config.to_dict())
     turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     maps = Maps({"stream": Orthogonal(turn)}, norms=norms)
-    found = PortedTensors(models, make_plan(models), maps, 1.0, None).read("classifier.weight")
+    found = transported(models, make_plan(models), maps).read("classifier.weight")
     _, tuned, target = ({name: one.double() for name, one in state.items()} for state in states)
     gains = [one["vit.layernorm.weight"] if norms == "folded" else 1.0 for one in (tuned, target)]
     wanted = tuned["classifier.weight"] * gains[0] @ turn.T / gains[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +27,12 @@ from transformers import (
 
 from tiny import Model, State, bert, clip, fine_tuned, planted, randomise, save, state_of, vit
 from transfuse import InputError, VerificationError, match, port
+from transfuse.porting import output, run
 from transfuse.porting.inspection import inspect_models
 from transfuse.porting.verify import Equivalence
 from transfuse.running.building import Loading
+from transfuse.update.ported import Ported
 
-PORT = importlib.import_module("transfuse.porting.port")  # `transfuse.port` is the function
 EXACT = 1e-9
 IDS = torch.tensor([[3, 5, 7, 9, 11, 2], [4, 6, 8, 10, 12, 1]])
 PIXELS = torch.linspace(-1, 1, 2 * 64, dtype=torch.float64).sin().view(2, 1, 8, 8)
@@ -664,19 +664,19 @@ def test_refused(trio: Folders, tmp_path: Path, make: Callable[[Folders, Path], 
 
 def test_a_failed_check_writes_nothing(trio: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = Equivalence("BertForMaskedLM", 0.7, ("logits",), "torch.float32", True, False)
-    monkeypatch.setattr(PORT, "check_equivalence", lambda *_, **__: failed)
+    monkeypatch.setattr(run, "check_equivalence", lambda *_, **__: failed)
     with pytest.raises(VerificationError, match=r"differs from source by 7\.0e-01 in BertForMaskedLM"):
         port(*trio, out=tmp_path / "out", null_trials=0)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_does_not_load_is_undone(trio: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, missing = PORT.load_transformers, ["bert.pooler.dense.weight"]  # which none of the inputs has either
+    loaded, missing = output.load_transformers, ["bert.pooler.dense.weight"]  # which none of the inputs has either
 
     def load_some(*given: Any) -> tuple[Any, Loading]:
         return loaded(*given)[0], Loading(frozenset(missing), frozenset(), frozenset())
 
-    monkeypatch.setattr(PORT, "load_transformers", load_some)
+    monkeypatch.setattr(output, "load_transformers", load_some)
     assert port(*trio, out=tmp_path / "out", null_trials=0).report["loads"] == "BertForMaskedLM"
     missing.append("bert.encoder.layer.1.output.dense.weight")
     with pytest.raises(VerificationError, match=r"BertForMaskedLM misses \['bert\.encoder\.layer\.1\.output.*\]"):
@@ -685,7 +685,7 @@ def test_an_output_that_does_not_load_is_undone(trio: Folders, tmp_path: Path, m
 
 
 def test_an_interrupt_leaves_nothing(trio: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = PORT.PortedTensors.read
+    moved = Ported.read
     seen: list[str] = []
 
     def interrupted(self: Any, out: str) -> Tensor:
@@ -694,7 +694,7 @@ def test_an_interrupt_leaves_nothing(trio: Folders, tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
         return moved(self, out)
 
-    monkeypatch.setattr(PORT.PortedTensors, "read", interrupted)
+    monkeypatch.setattr(Ported, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         port(*trio, out=tmp_path / "out", null_trials=0)
     assert len(seen) == 9 and not list(tmp_path.iterdir())

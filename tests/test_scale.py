@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ import digits
 import tiny
 from transfuse import InputError, TransfuseError, port
 from transfuse.data.tasks import TaskSpec
-from transfuse.porting.blend import Blend, blend_of, live_of
 from transfuse.running.inputs import Prepared, prepare
 from transfuse.running.live import LiveModel, load_live, with_state
 from transfuse.running.scores import evaluate, loss_of, score_dict
 from transfuse.spaces.layout import part_of
-from transfuse.study.scale import alphas_by_output, few_shot_tune, learn_scales, parts_of
+from transfuse.study.scale import alphas_by_tensor, few_shot_tune, learn_scales, parts_of
+from transfuse.update.live import live_of
+from transfuse.update.ported import Ported
 
 
 class Setting:
@@ -35,8 +35,8 @@ class Setting:
         digits.save(digits.trained(source, 120, seed=1), folder / "tuned")
         digits.save(tiny.planted(source, 3, noise=0.05)[0], folder / "target")
         self.result = port(*(folder / name for name in ("source", "tuned", "target")), null_trials=0)
-        self.blend: Blend = blend_of(self.result)
-        self.live: LiveModel = live_of(self.result, self.blend.state())
+        self.ported: Ported = self.result.tensors.held()
+        self.live: LiveModel = live_of(self.ported, self.ported.state())
         self.task: TaskSpec = digits.task(folder / "data")
         self.shots: Prepared = prepare(self.task, "train", self.live, shots=8)
         self.test: Prepared = prepare(self.task, "test", self.live)
@@ -53,15 +53,17 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 def learn(setting: Setting, **options: Any) -> Any:
     given = {"steps": 5, **options}
-    return learn_scales(setting.live, setting.blend, setting.task, setting.shots, **given)
+    return learn_scales(setting.live, setting.ported, setting.task, setting.shots, **given)
 
 
 @pytest.mark.parametrize("per", ["layer", "tensor"])
 def test_learned_scales_beat_none(setting: Setting, per: Any) -> None:
     found = learn(setting, per=per, steps=60)
-    assert found.losses[0] == pytest.approx(setting.scores(setting.blend.state(0.0), setting.shots)["loss"], abs=1e-5)
+    assert found.losses[0] == pytest.approx(
+        setting.scores(setting.ported.at(0.0).state(), setting.shots)["loss"], abs=1e-5
+    )
     assert min(found.losses) < 0.7 * found.losses[0]
-    none = setting.scores(setting.blend.state(0.0), setting.test)
+    none = setting.scores(target, setting.test)
     assert setting.scores(found.state, setting.test)["accuracy"] > none["accuracy"] + 0.05
 
 
@@ -69,7 +71,7 @@ def test_one_step_of_adam_goes_against_the_gradient_by_lr(setting: Setting) -> N
     found = learn(setting, steps=1, lr=0.01, init=0.3, batch_size=1000)
 
     def loss(alphas: dict[str, float]) -> float:
-        state = setting.blend.state(alphas_by_output(setting.blend, alphas, "layer"))
+        state = setting.ported.at(alphas_by_tensor(setting.ported, alphas, "layer")).state()
         return setting.scores(state, setting.shots)["loss"]
 
     for part, alpha in found.alphas.items():
@@ -81,20 +83,20 @@ def test_the_state_is_that_of_the_alphas(setting: Setting) -> None:
     found = learn(setting, steps=4, lr=0.2)
     assert len(set(found.alphas.values())) > 1
     for out, one in found.state.items():
-        if out in setting.blend.update:
-            old, update = setting.blend.target[out], setting.blend.update[out]
-            alpha = found.alphas.get(part_of(setting.blend.names[out]), 0.0)
+        if (name := setting.ported.added.get(out)) is not None:
+            old, update = setting.ported.models.target.tensor(name), setting.ported.change(out)
+            alpha = found.alphas.get(part_of(name), 0.0)
             torch.testing.assert_close(one, old + alpha * update, rtol=0, atol=1e-6)
         else:
-            assert torch.equal(one, setting.blend.fixed[out])
+            assert torch.equal(one, setting.result.tensor(out))
 
 
 def test_parts(setting: Setting) -> None:
-    layers = set(parts_of(setting.blend, "layer").values())
+    layers = set(parts_of(setting.ported, "layer").values())
     assert layers == {"embeddings", "encoder.layer.0", "encoder.layer.1", "layernorm", "classifier"}
-    tensors = parts_of(setting.blend, "tensor")
-    assert len(set(tensors.values())) == len(tensors) == len(setting.blend.update)
-    still = replace(setting.blend, update={name: torch.zeros_like(x) for name, x in setting.blend.update.items()})
+    tensors = parts_of(setting.ported, "tensor")
+    assert len(set(tensors.values())) == len(tensors) == len(setting.ported.added)
+    still = setting.ported.with_update(setting.ported.update.scaled(0.0))
     assert parts_of(still, "layer") == {}
     with pytest.raises(InputError, match="nothing to scale"):
         learn_scales(setting.live, still, setting.task, setting.shots)
@@ -102,14 +104,14 @@ def test_parts(setting: Setting) -> None:
 
 def test_learning_is_reproducible_and_changes_nothing(setting: Setting) -> None:
     before = {name: x.clone() for name, x in setting.live.model.state_dict().items()}
-    target = {name: x.clone() for name, x in setting.blend.target.items()}
+    target = {name: x.clone() for name, x in setting.ported.at(0.0).state().items()}
     state = torch.random.get_rng_state()
     one, two, other = (learn(setting, batch_size=16, seed=seed) for seed in (1, 1, 2))
     assert one.losses == two.losses and one.alphas == two.alphas and one.losses != other.losses
     assert all(torch.equal(x, two.state[name]) for name, x in one.state.items())
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(x, before[name]) for name, x in setting.live.model.state_dict().items())
-    assert all(torch.equal(x, target[name]) for name, x in setting.blend.target.items())
+    assert all(torch.equal(x, target[name]) for name, x in setting.ported.at(0.0).state().items())
     assert all(not p.grad_fn and p.grad is None for p in setting.live.model.parameters())
 
 
@@ -122,7 +124,7 @@ def test_batches_see_every_example_once(setting: Setting) -> None:
             return super().batch(index, generator)
 
     rows = Spy(setting.shots.source, setting.shots.rows, setting.shots.classes, 32)
-    learn_scales(setting.live, setting.blend, setting.task, rows, steps=6)
+    learn_scales(setting.live, setting.ported, setting.task, rows, steps=6)
     assert sorted(torch.cat(seen[:3]).tolist()) == sorted(torch.cat(seen[3:]).tolist()) == list(range(80))
     assert seen[0].tolist() != seen[3].tolist()
 
@@ -138,17 +140,17 @@ def test_refused_options(setting: Setting, options: dict[str, Any], message: str
 
 def test_no_examples(setting: Setting) -> None:
     with pytest.raises(InputError, match="no examples"):
-        learn_scales(setting.live, setting.blend, setting.task, setting.shots.select(torch.arange(0)))
+        learn_scales(setting.live, setting.ported, setting.task, setting.shots.select(torch.arange(0)))
 
 
 def test_divergence_is_reported(setting: Setting) -> None:
-    huge = replace(setting.blend, update={name: x * 1e30 for name, x in setting.blend.update.items()})
+    huge = setting.ported.with_update(setting.ported.update.scaled(1e30))
     with pytest.raises(TransfuseError, match="lower the learning rate"):
         learn_scales(setting.live, huge, setting.task, setting.shots, init=1.0, steps=3)
 
 
 def test_few_shot_tuning_starts_where_it_is_told(setting: Setting) -> None:
-    start = with_state(setting.live, setting.blend.zero_shot())
+    start = with_state(setting.live, setting.ported.zero_shot())
     before = {name: x.clone() for name, x in start.model.state_dict().items()}
     one, two = (few_shot_tune(start, setting.task, setting.shots, steps=40, lr=2e-3, seed=3) for _ in range(2))
     assert all(torch.equal(x, before[name]) for name, x in start.model.state_dict().items())
@@ -188,18 +190,18 @@ def test_alphas_of_two_towers(text_moves: bool, tmp_path: Path) -> None:
     for name, model in (("source", source), ("tuned", tuned), ("target", tiny.planted(source, 2)[0])):
         tiny.save(model, tmp_path / name)
     result = port(tmp_path / "source", tmp_path / "tuned", tmp_path / "target", null_trials=0)
-    blend = blend_of(result)
-    live = live_of(result, blend.state(), dtype=torch.float64)
+    ported = result.tensors.held()
+    live = live_of(ported, ported.state(), dtype=torch.float64)
     about = {"kind": "zero-shot-image-classification", "data": {"path": "none", "classes": ["a", "b", "c"]}}
     task = TaskSpec.model_validate(about)
     ids = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2], [1, 9, 10, 2]])
     extra = {"prompt_input_ids": ids, "prompt_attention_mask": torch.ones_like(ids)}
     rows = Prepared(Images(), torch.arange(12), ("a", "b", "c"), 12, extra)
-    parts = set(parts_of(blend, "layer").values())
+    parts = set(parts_of(ported, "layer").values())
     assert ("text_model.encoder.layers.0" in parts) == text_moves and "vision_model.encoder.layers.0" in parts
-    found = learn_scales(live, blend, task, rows, steps=3, lr=0.05, init=0.5)
+    found = learn_scales(live, ported, task, rows, steps=3, lr=0.05, init=0.5)
     for alphas, loss in ((dict.fromkeys(parts, 0.5), found.losses[0]), (found.alphas, None)):
-        state = blend.state(alphas_by_output(blend, alphas, "layer"))
+        state = ported.at(alphas_by_tensor(ported, alphas, "layer")).state()
         expected = score_dict(evaluate(with_state(live, state), task, rows))["loss"]
         after = loss_of(with_state(live, found.state), task, rows.batch(torch.arange(12))).item()
         assert expected == pytest.approx(after if loss is None else loss, abs=1e-9)
@@ -223,7 +225,7 @@ def test_the_baseline_leaves_the_text_tower_alone(tmp_path: Path) -> None:
 def test_the_loss_is_cross_entropy(setting: Setting) -> None:
     found = learn(setting, steps=1, batch_size=80, init=1.0)
     images = setting.shots.batch(torch.arange(80))
-    model = with_state(setting.live, setting.blend.state(1.0)).model
+    model = with_state(setting.live, setting.ported.at(1.0).state()).model
     with torch.no_grad():
         logits = model(pixel_values=images["pixel_values"]).logits
     assert found.losses[0] == pytest.approx(functional.cross_entropy(logits, images["labels"]).item(), abs=1e-5)

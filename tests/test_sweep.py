@@ -1,4 +1,4 @@
-"""Alpha sweeps: a blend is a port at every alpha, and the test split is used once."""
+"""Alpha sweeps: a port that is held is a port at every alpha, and the test split is used once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import tiny
 from transfuse import InputError, port
 from transfuse.data.tasks import TaskSpec
 from transfuse.porting import merge
-from transfuse.porting.blend import Blend, blend_of, live_of
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live
 from transfuse.running.scores import evaluate, score_dict
 from transfuse.study.sweep import check_alphas, choose_alpha, sweep
+from transfuse.update.live import live_of
 
 
 @pytest.fixture(scope="module")
@@ -48,58 +48,58 @@ def paths(folder: Path, suffix: str = "") -> tuple[Path, Path, Path]:
     return folder / f"source{suffix}", folder / "tuned", folder / f"target{suffix}"
 
 
-# --- blends -----------------------------------------------------------------------------------------------------------
+# --- held ports -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["", "-body"])
 @pytest.mark.parametrize("method", ["tied", "transfusion", "naive", "random"])
-def test_a_blend_is_a_port_at_every_alpha(folder: Path, method: str, suffix: str) -> None:
+def test_a_held_port_is_a_port_at_every_alpha(folder: Path, method: str, suffix: str) -> None:
     options: dict[str, Any] = {"method": method, "null_trials": 0, "verify": False}
     result = port(*paths(folder, suffix), alpha=1.0, **options)
-    blend = blend_of(result)
+    held = result.tensors.held()
     for alpha in (0.0, 0.3, 1.0):
         expected = port(*paths(folder, suffix), alpha=alpha, maps=result.maps, **options).state_dict()
-        found = blend.state(alpha)
+        found = held.at(alpha).state()
         assert list(found) == list(expected)
         assert all(torch.equal(found[name], one) for name, one in expected.items())
 
 
-def test_a_blend_of_a_narrow_target_rounds_once(folder: Path, tmp_path: Path) -> None:
+def test_a_narrow_target_is_rounded_once(folder: Path, tmp_path: Path) -> None:
     target = tiny.vit(0, **digits.SIZES).from_pretrained(folder / "target", dtype=torch.bfloat16)
     digits.save(target, tmp_path / "narrow")
     result = port(folder / "source", folder / "tuned", tmp_path / "narrow", null_trials=0, verify=False)
-    assert all(torch.equal(one, result.tensor(name)) for name, one in blend_of(result).state().items())
-    assert {one.dtype for one in blend_of(result).state(0.5).values()} == {torch.bfloat16}
+    assert all(torch.equal(one, result.tensor(name)) for name, one in result.tensors.held().state().items())
+    assert {one.dtype for one in result.tensors.held().at(0.5).state().values()} == {torch.bfloat16}
 
 
 def test_a_carried_head_is_not_scaled(folder: Path) -> None:
     result = port(*paths(folder, "-body"), null_trials=0)
-    blend = blend_of(result)
-    assert set(blend.unmoved) == set(result.report["carried"]) == {"classifier.weight", "classifier.bias"}
-    assert torch.equal(blend.state(0.0)["classifier.weight"], blend.state(1.0)["classifier.weight"])
+    held = result.tensors.held()
+    assert set(held.carried) == set(result.report["carried"]) == {"classifier.weight", "classifier.bias"}
+    assert torch.equal(held.at(0.0).state()["classifier.weight"], held.at(1.0).state()["classifier.weight"])
     tuned, target = (load_live(folder / name) for name in ("tuned", "target"))
-    zero_shot = live_of(result, blend.zero_shot()).model.state_dict()
+    zero_shot = live_of(held, held.zero_shot()).model.state_dict()
     for name, one in zero_shot.items():
         wanted = tuned if name.startswith("classifier") else target
         assert torch.equal(one, wanted.model.state_dict()[name]), name
 
 
 def test_alphas_by_tensor(folder: Path) -> None:
-    blend = blend_of(port(*paths(folder), null_trials=0, verify=False))
-    scales = {name: 0.5 if "layer.0" in name else 0.0 for name in blend.update}
-    found, half, none = blend.state(scales), blend.state(0.5), blend.state(0.0)
+    held = port(*paths(folder), null_trials=0, verify=False).tensors.held()
+    scales = {name: 0.5 if "layer.0" in name else 0.0 for name in held.update.names}
+    found, half, none = (held.at(alpha).state() for alpha in (scales, 0.5, 0.0))
     for name, one in found.items():
         assert torch.equal(one, half[name] if "layer.0" in name else none[name])
 
 
-def test_a_blend_of_a_merge(folder: Path) -> None:
+def test_a_held_merge(folder: Path) -> None:
     result = merge.merge(folder / "source", folder / "target", [folder / "tuned"] * 2, null_trials=0, how="mean")
-    assert all(torch.equal(one, result.tensor(name)) for name, one in blend_of(result).state().items())
+    assert all(torch.equal(one, result.tensor(name)) for name, one in result.tensors.held().state().items())
 
 
 def test_a_ported_model_is_live_as_if_it_were_written(folder: Path, tmp_path: Path) -> None:
     result = port(*paths(folder, "-body"), out=tmp_path / "out", null_trials=0)
-    written, live = load_live(tmp_path / "out"), live_of(result, result.state_dict())
+    written, live = load_live(tmp_path / "out"), live_of(result.tensors, result.state_dict())
     assert type(live.model) is type(written.model)
     expected = written.model.state_dict()
     assert all(torch.equal(one, expected[name]) for name, one in live.model.state_dict().items())
@@ -112,7 +112,7 @@ def test_text_models_with_a_head_of_their_own(tmp_path: Path) -> None:
     for name, model in (("source", source), ("target", moved), ("tuned", head)):
         tiny.save(model, tmp_path / name)
     result = port(tmp_path / "source", tmp_path / "tuned", tmp_path / "target", null_trials=0)
-    live = live_of(result, blend_of(result).state(), dtype=torch.float64)
+    live = live_of(result.tensors, result.tensors.state(), dtype=torch.float64)
     ids = torch.arange(10).view(2, 5)
     torch.testing.assert_close(live.model(input_ids=ids).logits, head(input_ids=ids).logits)
 
@@ -133,7 +133,7 @@ def test_a_sweep_scores_every_alpha_on_validation(folder: Path, task: TaskSpec, 
     rows = prepare(task, "validation", load_live(folder / "tuned"))
     for alpha, scores in zip(found.alphas, found.validation, strict=True):
         result = port(*paths(folder), alpha=alpha, null_trials=0)
-        assert scores == score_dict(evaluate(live_of(result, result.state_dict()), task, rows))
+        assert scores == score_dict(evaluate(live_of(result.tensors, result.state_dict()), task, rows))
     assert found.validation[2]["accuracy"] > found.validation[0]["accuracy"] + 0.05
 
 
@@ -141,7 +141,7 @@ def test_the_chosen_alpha_is_scored_on_test(folder: Path, task: TaskSpec, found:
     assert found.chosen == choose_alpha(found.alphas, found.validation, task)
     rows = prepare(task, "test", load_live(folder / "tuned"))
     result = port(*paths(folder), alpha=found.chosen, null_trials=0)
-    assert found.test == score_dict(evaluate(live_of(result, result.state_dict()), task, rows))
+    assert found.test == score_dict(evaluate(live_of(result.tensors, result.state_dict()), task, rows))
     assert found.zero_shot == score_dict(evaluate(load_live(folder / "target"), task, rows))
     assert found.test["examples"] == 597 and found.test_support != found.test
     assert found.test_support["accuracy"] < 0.5 and found.zero_shot_support is not None
@@ -176,7 +176,8 @@ def test_alphas_that_cannot_be_tried(alphas: tuple[float, ...]) -> None:
         check_alphas(alphas)
 
 
-def test_blend_keeps_the_order_of_the_output() -> None:
-    one, two = torch.zeros(2), torch.ones(2)
-    blend = Blend({"b": one}, {"b": two}, {"a": two}, {}, {"a": "a", "b": "b"})
-    assert list(blend.state(0.5)) == ["a", "b"] and blend.state(0.5)["b"].tolist() == [0.5, 0.5]
+def test_the_order_is_that_of_the_output() -> None:
+    zeros, ones, whole = torch.zeros(2), torch.ones(2), torch.arange(2)  # integers are copied
+    found = port({"a": whole, "b": zeros}, {"a": whole, "b": ones}, {"a": whole, "b": zeros}, method="naive")
+    held = found.tensors.held().at(0.5)
+    assert set(held.added) == {"b"} and list(held.state()) == ["a", "b"] and held.state()["b"].tolist() == [0.5, 0.5]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .porting.convert import convert
     from .porting.inspection import inspect_models
     from .porting.merge import merge
-    from .porting.port import PortResult, port
+    from .porting.port import port
+    from .porting.run import PortResult
     from .study.evaluation import evaluate, finetune
     from .study.gradfix import refine
     from .study.interpolate import interpolate
@@ -30,7 +31,7 @@ _HOMES = {
     "METHODS": ".methods.table",
     "Maps": ".maps.collection",
     "MatchOptions": ".methods.match",
-    "PortResult": ".porting.port",
+    "PortResult": ".porting.run",
     "convert": ".porting.convert",
     "evaluate": ".study.evaluation",
     "finetune": ".study.evaluation",

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,17 +23,20 @@ from ..data.tasks import TaskSpec
 from ..errors import TransfuseError
 from ..maps.collection import Maps
 from ..methods.table import METHODS
-from ..porting.blend import Blend, blend_of, live_of
-from ..porting.port import PortResult, port
-from ..report.records import AlphaCurve, FewShot, Interpolated, Ported, Record, Reference, Scores, ZeroShot
+from ..porting.port import port
+from ..porting.run import PortResult
+from ..report.records import AlphaCurve, FewShot, Interpolated, Record, Reference, Scores, ZeroShot
+from ..report.records import Ported as PortedScores
 from ..running.live import LiveModel, with_state
 from ..running.scores import evaluate, score_dict
 from ..running.unlabelled import SYNTHETIC, Inputs
 from ..study.gradfix import MaskRule, mask_task_vector
 from ..study.interpolate import interpolate
-from ..study.scale import alphas_by_output, few_shot_tune, learn_scales
+from ..study.scale import alphas_by_tensor, few_shot_tune, learn_scales
 from ..study.selection import choose_shots
 from ..study.sweep import choose_alpha, support_state
+from ..update.live import live_of
+from ..update.ported import Ported
 from .alignments import are_alike, describe, find_maps
 from .cells import Cell, Done, Unfinished
 from .choice import NAIVE, SectionSpec, has_oracle, is_tested, verdict_methods, with_controls
@@ -64,7 +67,7 @@ class Regime:
         self.pair = [bench.store.key(name, seed) for name in (self.source, self.target)]
         self.paths = (bench.location(self.source, seed), bench.location(self.target, seed))
         self.aligned: dict[str, Aligned] = {}
-        self._ported: tuple[tuple[str, str], PortResult, Blend] | None = None
+        self._last: tuple[tuple[str, str], PortResult] | None = None
         self._lives: dict[str, LiveModel] = {}
 
     def run(self) -> Iterator[Done]:
@@ -140,11 +143,11 @@ class Regime:
 
     # --- ports ----------------------------------------------------------------------------------------------------
 
-    def _blend(self, spec: TransportSpec, task: str, method: MethodSpec) -> tuple[PortResult, Blend]:
-        """The transported task vector; the last one is kept, since its measurements follow each other."""
+    def _ported(self, spec: TransportSpec, task: str, method: MethodSpec) -> PortResult:
+        """The port, its tensors held; the last one is kept, since its measurements follow each other."""
         # Rows that differ only in what comes after share one.
         key = (spec.tasks[task].tuned, json.dumps(self._method_depends_on(method), sort_keys=True))
-        if self._ported is None or self._ported[0] != key:
+        if self._last is None or self._last[0] != key:
             names = (self.source, spec.tasks[task].tuned, self.target)
             source, tuned, target = (self.bench.checkpoint(name, self.seed) for name in names)
             options = {"seed": self.seed, "device": self.bench.settings.device}
@@ -153,8 +156,8 @@ class Regime:
             else:
                 options["maps"] = self.aligned[method.label].maps
             result = port(source, tuned, target, verify=False, **options)
-            self._ported = (key, result, blend_of(result))
-        return self._ported[1], self._ported[2]
+            self._last = (key, replace(result, tensors=result.tensors.held()))
+        return self._last[1]
 
     def _inputs(self, method: MethodSpec, task: str) -> Inputs | None:
         wanted = method.wanted_inputs
@@ -164,22 +167,20 @@ class Regime:
         about = SYNTHETIC if name == SYNTHETIC else self.bench.recipe.tasks[name]
         return Inputs(about, count=wanted.count, data_dir=self.bench.settings.data_dir)
 
-    def _live(self, result: PortResult, blend: Blend) -> LiveModel:
+    def _live(self, result: PortResult) -> LiveModel:
         """The class of the ported model with its processors; its weights do not matter, so one serves all methods."""
         tuned = result.report["models"]["tuned"]["fingerprint"]
         if tuned not in self._lives:
-            self._lives = {tuned: live_of(result, blend.zero_shot(), device=self.bench.settings.device)}
+            state = result.tensors.zero_shot()
+            self._lives = {tuned: live_of(result.tensors, state, device=self.bench.settings.device)}
         return self._lives[tuned]
 
-    def _on_support(
-        self, spec: TransportSpec, result: PortResult, blend: Blend, alpha: float | Mapping[str, float], split: Any
-    ) -> Scores | None:
+    def _on_support(self, spec: TransportSpec, ported: Ported, split: Any) -> Scores | None:
         """Scores on the support task: target with its own head, and what the port adds to the rest."""
         if spec.support is None:
             return None
         live = self.bench.live(self.target, self.seed)
-        state = support_state(result, blend, alpha)
-        return self.bench.scores(live, state, self.bench.recipe.tasks[spec.support], split)
+        return self.bench.scores(live, support_state(ported), self.bench.recipe.tasks[spec.support], split)
 
     def _zero_shot(self, spec: TransportSpec, task: str) -> Done:
         supports = [one.support for one in self.sections.values() if isinstance(one, TransportSpec) and one.support]
@@ -188,12 +189,12 @@ class Regime:
         cell = self._cell("zero-shot", (task,), self._depends_on(asked, task, NAIVE))
 
         def make() -> Record:
-            result, blend = self._blend(spec, task, NAIVE)
-            live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+            result = self._ported(spec, task, NAIVE)
+            live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
             test, validation = (
-                self.bench.scores(live, blend.zero_shot(), about, split) for split in ("test", "validation")
+                self.bench.scores(live, ported.zero_shot(), about, split) for split in ("test", "validation")
             )
-            on = [self._on_support(asked, result, blend, 0.0, split) for split in ("test", "validation")]
+            on = [self._on_support(asked, ported.at(0.0), split) for split in ("test", "validation")]
             return ZeroShot(self.seed, self.label, task, test, validation, *on)
 
         return self._finished(cell, make)
@@ -204,13 +205,13 @@ class Regime:
         cell = self._cell("transport", (task, method.label), depends)
 
         def make() -> Record:
-            result, blend = self._blend(spec, task, method)
-            live, about = self._live(result, blend), self.bench.recipe.tasks[task]
-            curve = tuple(self.bench.scores(live, blend.state(one), about, "validation") for one in alphas)
+            result = self._ported(spec, task, method)
+            live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
+            curve = tuple(self.bench.scores(live, ported.at(one).state(), about, "validation") for one in alphas)
             chosen = choose_alpha(alphas, curve, about)
-            ends = [self.bench.scores(live, blend.state(one), about, "test") for one in (1.0, chosen)]
-            on = [self._on_support(spec, result, blend, one, "test") for one in (1.0, chosen)]
-            return Ported(self.seed, self.label, task, method.label, alphas, curve, chosen, *ends, *on)
+            ends = [self.bench.scores(live, ported.at(one).state(), about, "test") for one in (1.0, chosen)]
+            on = [self._on_support(spec, ported.at(one), "test") for one in (1.0, chosen)]
+            return PortedScores(self.seed, self.label, task, method.label, alphas, curve, chosen, *ends, *on)
 
         return self._finished(cell, make)
 
@@ -220,10 +221,10 @@ class Regime:
         cell = self._cell("alpha", (task, method.label), depends)
 
         def make() -> Record:
-            result, blend = self._blend(spec, task, method)
-            live, about = self._live(result, blend), self.bench.recipe.tasks[task]
-            curve = tuple(self.bench.scores(live, blend.state(one), about, "validation") for one in alphas)
-            on = [self._on_support(spec, result, blend, one, "validation") for one in alphas]
+            result = self._ported(spec, task, method)
+            live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
+            curve = tuple(self.bench.scores(live, ported.at(one).state(), about, "validation") for one in alphas)
+            on = [self._on_support(spec, ported.at(one), "validation") for one in alphas]
             support = tuple(one for one in on if one is not None) or None
             return AlphaCurve(self.seed, self.label, task, method.label, alphas, curve, support)
 
@@ -237,40 +238,41 @@ class Regime:
         return self._finished(cell, partial(ways[method.then], spec, task, method, shots))
 
     def _scaled(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
-        result, blend = self._blend(spec, task, method)
-        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+        result = self._ported(spec, task, method)
+        live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
         rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
         options = {"per": spec.per, "steps": spec.steps, "lr": spec.lr, "seed": self.seed}
-        learned = learn_scales(live, blend, about, rows, **options)
+        learned = learn_scales(live, ported, about, rows, **options)
         test = self.bench.scores(live, learned.state, about, "test")
-        support = self._on_support(spec, result, blend, alphas_by_output(blend, learned.alphas, spec.per), "test")
+        scaled = ported.at(alphas_by_tensor(ported, learned.alphas, spec.per))
+        support = self._on_support(spec, scaled, "test")
         return FewShot(self.seed, self.label, task, method.label, shots, test, support, learned.alphas, learned.losses)
 
     def _masked(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
-        result, blend = self._blend(spec, task, method)
-        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+        result = self._ported(spec, task, method)
+        live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
         found = mask_task_vector(
-            with_state(live, blend.state(0.0)),
-            blend,
+            with_state(live, ported.at(0.0).state()),
+            ported,
             about,
             choose_shots(about, live, shots, data_dir=self.bench.settings.data_dir, seed=self.seed),
             MaskRule(seed=self.seed),
             alpha=1.0 if spec.mask_alpha == "cv" and shots == 1 else spec.mask_alpha,
             alphas=spec.alphas,
         )
-        test = self.bench.scores(live, found.blend.state(found.alpha), about, "test")
-        support = self._on_support(spec, result, found.blend, found.alpha, "test")
-        return FewShot(self.seed, self.label, task, method.label, shots, test, support, {"alpha": found.alpha})
+        test = self.bench.scores(live, found.ported.state(), about, "test")
+        support = self._on_support(spec, found.ported, "test")
+        return FewShot(self.seed, self.label, task, method.label, shots, test, support, {"alpha": found.ported.alpha})
 
     def _tuned(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
-        result, blend = self._blend(spec, task, method)
-        return self._tuned_from(blend.state(), spec, task, method.label, shots, result, blend)
+        result = self._ported(spec, task, method)
+        return self._tuned_from(result.tensors.at(1.0).state(), spec, task, method.label, shots, result)
 
     def _as_it_is(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
-        result, blend = self._blend(spec, task, method)
-        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
-        test = self.bench.scores(live, blend.state(), about, "test")
-        support = self._on_support(spec, result, blend, 1.0, "test")
+        result = self._ported(spec, task, method)
+        live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
+        test = self.bench.scores(live, ported.at(1.0).state(), about, "test")
+        support = self._on_support(spec, ported.at(1.0), "test")
         return FewShot(self.seed, self.label, task, method.label, shots, test, support)
 
     def _tuning(self, spec: FewShotSpec, task: str, shots: int) -> Done:
@@ -278,8 +280,8 @@ class Regime:
         cell = self._cell("fewshot", (task, FINE_TUNING, shots), depends)
 
         def make() -> Record:
-            result, blend = self._blend(spec, task, NAIVE)
-            return self._tuned_from(blend.zero_shot(), spec, task, FINE_TUNING, shots, result, blend)
+            result = self._ported(spec, task, NAIVE)
+            return self._tuned_from(result.tensors.zero_shot(), spec, task, FINE_TUNING, shots, result)
 
         return self._finished(cell, make)
 
@@ -291,10 +293,9 @@ class Regime:
         label: str,
         shots: int,
         result: PortResult,
-        blend: Blend,
     ) -> Record:
         """Fine-tuning on the examples, from some weights; of several learning rates the best on validation data."""
-        live, about = self._live(result, blend), self.bench.recipe.tasks[task]
+        live, about = self._live(result), self.bench.recipe.tasks[task]
         rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
         start, steps = with_state(live, state), spec.tune_steps or spec.steps
         rates = sorted(set(spec.tune_lr)) if isinstance(spec.tune_lr, list) else [spec.tune_lr]
@@ -303,7 +304,7 @@ class Regime:
         tuned = tried[choose_alpha(rates, curve, about) if curve else rates[0]]
         test = self._evaluated(tuned, about)
         # A head of the task's own says nothing about the support task.
-        own = spec.support is not None and not blend.unmoved
+        own = spec.support is not None and not result.tensors.carried
         support = self._evaluated(tuned, self.bench.recipe.tasks[spec.support or task]) if own else None
         return FewShot(self.seed, self.label, task, label, shots, test, support)
 

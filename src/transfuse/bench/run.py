@@ -153,7 +153,7 @@ def start(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     report_to_stderr(log, not settings.progress)
     # Said of every port again and again; what matters of it is in the tables.
-    logging.getLogger("transfuse.porting.port").setLevel(logging.ERROR)
+    logging.getLogger("transfuse.porting").setLevel(logging.ERROR)
     _quiet_libraries()
     _BENCH[:] = [Workbench(settings)]
 
@@ -184,12 +184,12 @@ def _quiet_libraries() -> None:
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    level = logging.getLogger("transfuse.porting.port").level
+    level = logging.getLogger("transfuse.porting").level
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        logging.getLogger("transfuse.porting.port").setLevel(level)
+        logging.getLogger("transfuse.porting").setLevel(level)
         _BENCH.clear()
 
 

@@ -64,10 +64,11 @@ class Checkpoint:
         root: Folder on disk; the parent for a single file, None in memory.
         kind: "transformers", "open_clip", "timm" or "state_dict" (a bare file, in memory, a folder without config).
         config: Parsed config, with the caller's keys over it; {} if there is none.
-        headers: Tensor infos by name, in file order, without the wrapper prefix ("module.", "_orig_mod.").
+        headers: Tensor infos by name, in file order, without the wrapper prefix ("module.", "_orig_mod."). The dtype is
+            the stored one, also of a tensor that `changes` make anew in float32.
         shards: File name -> names of the tensors in it.
         origin: What it was before it was seen otherwise (`conform.py`); None: it is as it was opened.
-        changes: What is done to tensors of `origin` to see them so, by name; the others are as they were.
+        changes: What makes a tensor of its form in `origin`, for those that are seen otherwise; linear.
     """
 
     location: str
@@ -87,7 +88,9 @@ class Checkpoint:
         return None if self.kind == "state_dict" else self.root
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Reads one tensor, on the CPU, in its stored shape and dtype. It may be shared: do not change it in place.
+        """Reads one tensor, on the CPU, in its stored dtype. It may be shared: do not change it in place.
+
+        One of `changes` comes in float32, or float64 if it is stored so.
 
         Raises:
             InputError: No such tensor, its file cannot be read, or (checked on the first read) it has NaN or inf.
@@ -118,7 +121,13 @@ class Checkpoint:
     def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of `origin` as it is seen here."""
         change = self.changes.get(name)
-        return tensor if change is None else change(tensor).to(tensor.dtype).contiguous()
+        return tensor if change is None else change(tensor).contiguous()
+
+    def rounded(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor as it would be if it had been stored in that dtype: rounded first, then seen otherwise."""
+        if name not in self.changes or self.origin is None:
+            return self.tensor(name).to(dtype)
+        return self.changes[name](self.origin.tensor(name).to(dtype))
 
     def __contains__(self, name: object) -> bool:
         return name in self.headers

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from ..maps.collection import Maps
-    from ..models.model import Models
-    from ..models.plan import Plan
     from ..running.inputs import Prepared
-    from ..update.ported import PortedTensors
+    from ..update.ported import Ported
     from .match import MatchOptions
 
 
@@ -32,23 +29,11 @@ class Update(ABC):
     moves_source: ClassVar[bool] = True
 
     @abstractmethod
-    def tensors(
-        self,
-        models: Models,
-        plan: Plan,
-        maps: Maps,
-        alpha: float,
-        inputs: Prepared | None,
-        options: MatchOptions,
-        *,
-        progress: bool = False,
-    ) -> PortedTensors:
-        """The tensors of the output.
+    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
+        """The port with what this adds in the place of the task vector as maps carry it.
 
         Args:
-            models, plan: what is carried, and what happens to every tensor.
-            maps: from source to target.
-            alpha: scale of the change.
+            ported: with the task vector carried over by the maps.
             inputs: unlabelled, processed for target, for updates that need some.
             options: see there.
             progress: bars on stderr.
@@ -64,20 +49,8 @@ class Contract(Update):
 
     transport: ClassVar[str] = "maps"
 
-    def tensors(
-        self,
-        models: Models,
-        plan: Plan,
-        maps: Maps,
-        alpha: float,
-        inputs: Prepared | None,
-        options: MatchOptions,
-        *,
-        progress: bool = False,
-    ) -> PortedTensors:
-        from ..update.ported import PortedTensors
-
-        return PortedTensors(models, plan, maps, alpha, None, keep_embeddings=options.keep_embeddings)
+    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
+        return _with_embeddings_as_asked(ported, options)
 
 
 @dataclass(frozen=True)
@@ -87,20 +60,10 @@ class Noise(Update):
     transport: ClassVar[str] = "maps"
     is_control: ClassVar[bool] = True
 
-    def tensors(
-        self,
-        models: Models,
-        plan: Plan,
-        maps: Maps,
-        alpha: float,
-        inputs: Prepared | None,
-        options: MatchOptions,
-        *,
-        progress: bool = False,
-    ) -> PortedTensors:
-        from ..update.ported import PortedTensors
+    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
+        from ..update.objects import Noise as Drawn
 
-        return PortedTensors(models, plan, maps, alpha, options.seed, keep_embeddings=options.keep_embeddings)
+        return _with_embeddings_as_asked(ported.with_update(Drawn(ported.update, options.seed)), options)
 
 
 @dataclass(frozen=True)
@@ -111,25 +74,13 @@ class Fit(Update):
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
 
-    def tensors(
-        self,
-        models: Models,
-        plan: Plan,
-        maps: Maps,
-        alpha: float,
-        inputs: Prepared | None,
-        options: MatchOptions,
-        *,
-        progress: bool = False,
-    ) -> PortedTensors:
+    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
         from ..update.functional import FitOptions, fit_port  # needs what evaluation needs
-        from ..update.ported import PortedTensors
 
         assert inputs is not None
-        start = PortedTensors(models, plan, maps, 1.0, None, {}, options.keep_embeddings)
-        fitting = FitOptions(ridge=options.ridge)
+        start, fitting = _with_embeddings_as_asked(ported, options), FitOptions(ridge=options.ridge)
         found = fit_port(start, inputs, fitting, device=options.device, progress=progress)
-        return PortedTensors(models, plan, maps, alpha, None, found, options.keep_embeddings)
+        return _with_embeddings_as_asked(ported.fitted(found), options)
 
 
 @dataclass(frozen=True)
@@ -140,22 +91,16 @@ class Train(Update):
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
 
-    def tensors(
-        self,
-        models: Models,
-        plan: Plan,
-        maps: Maps,
-        alpha: float,
-        inputs: Prepared | None,
-        options: MatchOptions,
-        *,
-        progress: bool = False,
-    ) -> PortedTensors:
+    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
         from ..update.distillation import DistilOptions, distil_port  # needs what evaluation needs
-        from ..update.ported import PortedTensors
 
         assert inputs is not None
-        start = PortedTensors(models, plan, maps, 0.0, None)
         training = DistilOptions(seed=options.seed)
-        found = distil_port(start, inputs, training, device=options.device, progress=progress)
-        return PortedTensors(models, plan, maps, alpha, None, found)
+        return ported.fitted(distil_port(ported, inputs, training, device=options.device, progress=progress))
+
+
+def _with_embeddings_as_asked(ported: Ported, options: MatchOptions) -> Ported:
+    """The same, or with target's own tables, positions and patches."""
+    from ..update.ported import without_embeddings
+
+    return without_embeddings(ported) if options.keep_embeddings else ported

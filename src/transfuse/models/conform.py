@@ -145,11 +145,20 @@ def _conformed(inputs: _Inputs, model: Model) -> tuple[Model, list[tuple[str, tu
     new = {name: replace(info, shape=found[name][0]) if name in found else info for name, info in old.items()}
 
     config = _config(checkpoint.config, complete_config(inputs.target.checkpoint.config))
-    changes = {name: change for name, (_, change) in found.items()}
+    changes = {name: _in_float32(change) for name, (_, change) in found.items()}
     seen = replace(checkpoint, headers=new, config=config, origin=checkpoint, changes=changes, known=Known())
     names = {on_disk: name for name, on_disk in model.disk.items()}
     differing = [(names[n], old[n].shape, new[n].shape) for n in found if old[n].shape != new[n].shape]
     return replace(model, checkpoint=seen), differing
+
+
+def _in_float32(change: Change) -> Change:
+    """A change that is not rounded to the dtype of what it is given (unless that is float64, which stays).
+
+    What a fine-tune changed is small beside the weights: of two tables that were each rounded to bfloat16 once more,
+    the difference would be rounding for a good part.
+    """
+    return lambda x: change(x.to(torch.promote_types(x.dtype, torch.float32))).contiguous()
 
 
 def _check_padding(inputs: _Inputs, checkpoint: Checkpoint) -> None:

@@ -44,9 +44,14 @@ class Model:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that canonical name, read from disk; a tied one that is left out is its partner."""
-        if name not in self.disk and self.tied.get(name) in self.disk:
-            name = self.tied[name]
-        return self.checkpoint.tensor(self.disk[name])
+        return self.checkpoint.tensor(self._on_disk(name))
+
+    def rounded(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The same as it would be if it had been stored in that dtype."""
+        return self.checkpoint.rounded(self._on_disk(name), dtype)
+
+    def _on_disk(self, name: str) -> str:
+        return self.disk[self.tied[name] if name not in self.disk and self.tied.get(name) in self.disk else name]
 
     def __contains__(self, name: str) -> bool:
         return name in self.disk or self.tied.get(name) in self.disk

@@ -11,9 +11,8 @@ from ..methods.table import METHODS
 from ..running.inputs import prepare
 from ..running.live import with_state
 from ..running.scores import evaluate, score_dict
-from ..update.ported import PortedTensors
-from .blend import blend_of, live_of
-from .port import PortResult, carry
+from ..update.live import live_of
+from .run import PortResult, carry
 
 
 def choose_by_labels(result: PortResult, labelled: Labelled, options: MatchOptions) -> PortResult:
@@ -41,21 +40,20 @@ def choose_by_labels(result: PortResult, labelled: Labelled, options: MatchOptio
 
 
 def _losses(result: PortResult, task: TaskSpec, labelled: Labelled, options: MatchOptions) -> dict[float, float]:
-    blend = blend_of(result)
-    live = live_of(result, blend.state(0.0), device=options.device)
+    held = result.tensors.held()
+    live = live_of(held, held.at(0.0).state(), device=options.device)
     how: dict[str, Any] = {"data_dir": labelled.data_dir, "shots": labelled.per_class, "seed": options.seed}
     rows = prepare(task, "train", live, **how)
-    return {a: score_dict(evaluate(with_state(live, blend.state(a)), task, rows))["loss"] for a in ALPHAS}
+    return {a: score_dict(evaluate(with_state(live, held.at(a).state()), task, rows))["loss"] for a in ALPHAS}
 
 
 def _at(
     result: PortResult, alpha: float, about: dict[str, Any], losses: dict[str, dict[float, float]], labelled: Labelled
 ) -> PortResult:
     """The result at a scale, with what was compared in its report."""
-    old = result.tensors
-    tensors = PortedTensors(old.models, old.plan, old.maps, alpha, old.noise_seed, old.fitted, old.keep_embeddings)
     method = result.report["method"]
     said = f"On {labelled.per_class} labelled examples of each class {method} at alpha {alpha:g} has the smallest loss."
     tried = {name: {f"{a:g}": loss for a, loss in one.items()} for name, one in losses.items()}
     choice = {**about["choice"], "method": method, "because": f"{about['choice']['because']} {said}", "losses": tried}
-    return PortResult({**about, **result.report, "alpha": alpha, "choice": choice}, result.maps, result.out, tensors)
+    report = {**about, **result.report, "alpha": alpha, "choice": choice}
+    return PortResult(report, result.maps, result.out, result.tensors.at(alpha))

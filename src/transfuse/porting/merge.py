@@ -2,126 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import InputError
 from ..files.checkpoint import open_checkpoint
 from ..files.writing import check_output
 from ..maps.collection import Maps
-from ..maps.random import tensor_generator
 from ..methods.table import DEFAULT_METHOD
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
 from ..models.plan import make_plan
-from ..update.ported import PortedTensors
+from ..update.merging import check_merge, merged
 from .card import merge_card
-from .port import PortResult, port, refuse_inputs, write_port
-
-# The densities of the papers: TIES keeps the largest 20 %; DARE drops 90 % and loses next to nothing.
-DENSITIES = {"sum": 1.0, "mean": 1.0, "ties": 0.2, "dare": 0.1}
-
-
-def merge_deltas(
-    deltas: Sequence[Mapping[str, Tensor]], *, how: str = "sum", density: float | None = None, seed: int = 0
-) -> dict[str, Tensor]:
-    """One task vector out of many.
-
-    - "sum": task arithmetic (Ilharco et al. 2023, 2212.04089); "mean": the same over their number.
-    - "ties" (Yadav et al. 2023, 2306.01708): of each task vector only the entries of largest magnitude stay, tensor by
-      tensor; each entry takes the sign with the larger total magnitude, and is the mean of the entries that have that
-      sign. Where the two signs weigh the same, it is zero.
-    - "dare" (Yu et al. 2024, 2311.03099): of each task vector a random share of entries stays, times the inverse of
-      that share; then the sum.
-
-    Args:
-        deltas: task vectors by tensor name, in any floating dtype; one that lacks a tensor has no say in it.
-        how: "sum", "mean", "ties" or "dare".
-        density: share of entries that stay in "ties" and "dare"; None for that of the paper (`DENSITIES`).
-        seed: of the entries that "dare" drops.
-
-    Raises:
-        InputError: an unknown `how`, a density outside (0, 1], or nothing to merge.
-    """
-    kept = check_merge(how, density, len(deltas))
-    names = dict.fromkeys(name for delta in deltas for name in delta)
-    return {
-        name: _merge([delta.get(name) for delta in deltas], name, how=how, density=kept, seed=seed) for name in names
-    }
-
-
-def check_merge(how: str, density: float | None, count: int) -> float:
-    """The density that is used.
-
-    Raises:
-        InputError: as `merge_deltas`.
-    """
-    if how not in DENSITIES:
-        raise InputError(f"there is no way of merging named {how!r}; known: {', '.join(DENSITIES)}")
-    if not count:
-        raise InputError("there is nothing to merge: no fine-tune was given")
-    if density is None:
-        return DENSITIES[how]
-    if how in ("sum", "mean") and density != 1:
-        raise InputError(f"a density is for ties and dare; {how!r} keeps every entry")
-    if not 0 < density <= 1:
-        raise InputError(f"density is {density}; a share above 0 and up to 1 is needed")
-    return density
-
-
-def _merge(given: Sequence[Tensor | None], name: str, *, how: str, density: float, seed: int) -> Tensor:
-    """One tensor of all task vectors; each has entries to drop of its own, whichever the others are."""
-    if how == "dare":
-        drawn = [tensor_generator(seed, f"{i}/{name}") for i in range(len(given))]
-        given = [None if x is None else _drop(x, density, g) for x, g in zip(given, drawn, strict=True)]
-    there = [x for x in given if x is not None]
-    stacked = torch.stack(there)  # (fine-tunes, ...)
-    if how == "ties":
-        return _ties(torch.stack([_trim(x, density) for x in there]))
-    return stacked.mean(0) if how == "mean" else stacked.sum(0)
-
-
-def _drop(x: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    kept = torch.rand(x.shape, generator=generator, dtype=torch.float64) < density
-    return torch.where(kept, x / density, torch.zeros_like(x))
-
-
-def _trim(x: Tensor, density: float) -> Tensor:
-    """The entries of largest magnitude (all that are equal to the last of them too); the others are zero."""
-    if density == 1 or not x.numel():
-        return x
-    count = max(1, math.ceil(density * x.numel()))
-    threshold = x.abs().flatten().kthvalue(x.numel() - count + 1).values
-    return torch.where(x.abs() >= threshold, x, torch.zeros_like(x))
-
-
-def _ties(trimmed: Tensor) -> Tensor:
-    """Elected signs and the mean of what agrees with them, over the first dimension."""
-    agrees = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
-    total = torch.where(agrees, trimmed, torch.zeros_like(trimmed)).sum(0)
-    return total / agrees.sum(0).clamp_min(1)
-
-
-class MergedTensors(PortedTensors):
-    """The tensors of target plus a merged task vector, one at a time."""
-
-    def __init__(self, parts: Sequence[PortedTensors], bearer: int, *, how: str, density: float, seed: int):
-        first = parts[bearer]  # its head and form are those of the output
-        super().__init__(first.models, first.plan, first.maps, first.alpha, first.noise_seed, first.fitted)
-        self.how, self.density, self.seed = how, density, seed
-        self.parts = [(part, {step.name for step in part.plan.of("add")}) for part in parts]
-
-    def delta(self, name: str) -> Tensor:
-        """The merged task vector of one tensor in the coordinates of target."""
-        found = [part.delta(name) if name in added else None for part, added in self.parts]
-        return _merge(found, name, how=self.how, density=self.density, seed=self.seed)
+from .given import refuse_inputs
+from .output import write_port
+from .port import port
+from .run import PortResult
 
 
 def merge(
@@ -151,7 +53,7 @@ def merge(
         source, target: old and new base.
         tuned: fine-tunes of source. One head, at most, can come along: those that bring one have to agree in it.
         out: folder to write; None keeps the result in memory.
-        how, density: see `merge_deltas`.
+        how, density: see `update.merging.merged`.
         alpha: scale of the merged task vector.
         method, maps, family, config, null_trials, verify, double, force, progress: see `port`.
         seed: of matching, the null test and "dare".
@@ -182,11 +84,11 @@ def merge(
     results = [port(source, tuned[0], target, maps=maps, **checks, **common)]
     for other in tuned[1:]:
         results.append(port(source, other, target, maps=results[0].maps, null_trials=0, verify=False, **common))
-    tensors = MergedTensors([one.tensors for one in results], bearer, how=how, density=kept, seed=seed)
+    update = merged([one.tensors.update for one in results], how=how, density=kept, seed=seed)
     about = {"how": how, "density": kept, "tuned": [_about(result) for result in results]}
     form = results[bearer].report | _of_all(results) | {"merge": about}
     report = {key: value for key, value in form.items() if key != "delta"}
-    result = replace(results[0], report=report, out=place, tensors=tensors)
+    result = replace(results[0], report=report, out=place, tensors=results[bearer].tensors.with_update(update))
     if place is not None:
         write_port(result, place, card=merge_card, verify=verify, force=force, progress=progress)
     return result

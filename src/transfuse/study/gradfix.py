@@ -31,14 +31,18 @@ from ..methods.table import DEFAULT_METHOD
 from ..models.delta import task_vector
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
-from ..porting.blend import Blend, blend_of, live_of
 from ..porting.card import model_card
-from ..porting.port import PortResult, port, write_port
+from ..porting.output import write_port
+from ..porting.port import port
+from ..porting.run import PortResult
 from ..running.inputs import Batch, Prepared, prepare
 from ..running.live import LiveModel, module_params, with_state
 from ..running.scores import evaluate, loss_of, score_dict
 from ..spaces.layout import part_of
-from .scale import RefinedTensors, check_place, compared, fixed_inputs, moving_parts
+from ..update.live import live_of
+from ..update.objects import Masked
+from ..update.ported import Ported
+from .scale import check_place, compared, fixed_inputs, moving_parts
 from .selection import Shots, check_selection, choose_shots
 from .sweep import ALPHAS, check_alphas
 
@@ -242,8 +246,8 @@ def vote_signs(found: Tally, out: str, tau: Tensor, rule: MaskRule) -> Tensor:
     return torch.where(signs == 0, mean if rule.ties == "mean" else tau.sign(), signs)
 
 
-def masked(found: Tally, out: str, tau: Tensor, rule: MaskRule, *, name: str, truth: Tensor | None = None) -> Tensor:
-    """What is added to one tensor at alpha 1.
+def mask_of(found: Tally, out: str, tau: Tensor, rule: MaskRule, *, name: str, truth: Tensor | None = None) -> Tensor:
+    """The mask of one tensor (`Masked`): which entries stay (bool), or what they are multiplied with.
 
     Args:
         found, out, tau: see `vote_signs`.
@@ -251,14 +255,14 @@ def masked(found: Tally, out: str, tau: Tensor, rule: MaskRule, *, name: str, tr
         truth: the target's own task vector, for the oracle.
     """
     if rule.mode.startswith("soft"):
-        return tau * _weights(found, out, tau, rule)
+        return _weights(found, out, tau, rule)
     signs = vote_signs(found, out, tau, rule) if truth is None else truth.to(tau).sign()
     if rule.mode == "force":
-        return tau.abs() * signs
+        return torch.where(tau < 0, -signs, signs)  # so that the product is |tau| times the sign
     kept = (signs == tau.sign()) & (tau != 0)
     if rule.mode == "random":
         kept = _at_random(kept, tau != 0, tensor_generator(rule.seed, name))
-    return tau.where(kept, 0.0)
+    return kept
 
 
 def _weights(found: Tally, out: str, tau: Tensor, rule: MaskRule) -> Tensor:
@@ -277,31 +281,28 @@ def _at_random(kept: Tensor, among: Tensor, generator: torch.Generator) -> Tenso
     return chosen.view(kept.shape)
 
 
-def masked_blend(blend: Blend, found: Tally, rule: MaskRule, truth: Truth | None = None) -> Blend:
-    """The blend with what is left of its task vector; tensors that do not vote do not change at all."""
-    update = dict(blend.update)
+def masked(ported: Ported, found: Tally, rule: MaskRule, truth: Truth | None = None) -> Ported:
+    """The port with what is left of its task vector; tensors that do not vote stay as they are."""
+    names, masks = ported.added, {}
     for out in found.votes:
-        tau, name = blend.update[out], blend.names[out]
-        update[out] = masked(found, out, tau, rule, name=name, truth=None if truth is None else truth(name))
-    return replace(blend, update=update)
+        name, true = names[out], None if truth is None else truth(names[out])
+        masks[name] = mask_of(found, out, ported.change(out), rule, name=name, truth=true)
+    return ported.with_update(Masked(ported.update, masks))
 
 
-def true_vector(
-    models: Models, oracle: ModelLike, blend: Blend, *, family: str | None = None, config: ConfigLike = None
-) -> Truth:
+def true_vector(ported: Ported, oracle: ModelLike, *, family: str | None = None, config: ConfigLike = None) -> Truth:
     """Reads the task vector of a fine-tune of the target itself.
 
     Raises:
-        InputError: it lacks a tensor that the blend adds to, or is the target itself.
+        InputError: it lacks a tensor that the port adds to, or is the target itself.
     """
-    target = models.target.checkpoint
+    models, target = ported.models, ported.models.target.checkpoint
     opened = open_models(target, target, oracle, family=family, config=config, need_layout=False)
     own, tuned = opened.target, opened.tuned
     assert tuned is not None
     # A model of an unknown family can have other names here than beside its source.
     on_disk = {name: known for known, name in own.disk.items()}
-    adding = (blend.names[out] for out in blend.update)
-    names = {name: on_disk.get(models.target.disk.get(name, ""), name) for name in adding}
+    names = {name: on_disk.get(models.target.disk.get(name, ""), name) for name in ported.added.values()}
     for name, known in names.items():
         if known not in tuned or tuned.shape(known) != own.shape(known):
             raise InputError(
@@ -360,11 +361,12 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _counts(blend: Blend, kept: Blend, found: Tally, rule: MaskRule, out: str, truth: Truth | None) -> _Counts:
-    tau, delta = blend.update[out], kept.update[out]
+def _counts(whole: Ported, kept: Ported, found: Tally, rule: MaskRule, out: str, truth: Truth | None) -> _Counts:
+    name = whole.added[out]
+    tau, delta = whole.change(out), kept.change(out)
     moving = tau != 0
     vote = vote_signs(found, out, tau, replace(rule, ties="drop")) * moving
-    true = vote if truth is None else truth(blend.names[out]).to(tau).sign() * (vote != 0)
+    true = vote if truth is None else truth(name).to(tau).sign() * (vote != 0)
     return _Counts(
         entries=int(moving.sum()),
         added=(delta.abs() / tau.abs())[moving].double().sum().item(),
@@ -376,12 +378,14 @@ def _counts(blend: Blend, kept: Blend, found: Tally, rule: MaskRule, out: str, t
     )
 
 
-def mask_report(blend: Blend, kept: Blend, found: Tally, rule: MaskRule, truth: Truth | None = None) -> dict[str, Any]:
+def mask_report(
+    whole: Ported, kept: Ported, found: Tally, rule: MaskRule, truth: Truth | None = None
+) -> dict[str, Any]:
     """What a mask leaves, in all, by part and by tensor.
 
     Args:
-        blend: with the whole task vector.
-        kept: what `masked_blend` made of it.
+        whole: with the whole task vector.
+        kept: what `masked` made of it.
         found, rule, truth: as given to that.
 
     Returns:
@@ -390,7 +394,8 @@ def mask_report(blend: Blend, kept: Blend, found: Tally, rule: MaskRule, truth: 
         (its sign is the task vector's) and "oracle_agreement". "parts" and "tensors" have the same. "slope" is by how
         much the examples' mean loss changes with alpha at alpha 0, "whole_slope" that of the whole task vector.
     """
-    tensors = {blend.names[out]: _counts(blend, kept, found, rule, out, truth) for out in found.votes}
+    names = whole.added
+    tensors = {names[out]: _counts(whole, kept, found, rule, out, truth) for out in found.votes}
     parts: dict[str, _Counts] = {}
     for name, one in tensors.items():
         parts[part_of(name)] = parts.get(part_of(name), _Counts()) + one
@@ -399,12 +404,12 @@ def mask_report(blend: Blend, kept: Blend, found: Tally, rule: MaskRule, truth: 
         "parts": {name: one.as_dict() for name, one in parts.items()},
         "tensors": {name: one.as_dict() for name, one in tensors.items()},
         "slope": _slope(kept, found),
-        "whole_slope": _slope(blend, found),
+        "whole_slope": _slope(whole, found),
     }
 
 
-def _slope(blend: Blend, found: Tally) -> float:
-    return sum((one.double() * blend.update[out]).sum().item() for out, one in found.sums.items()) / found.count
+def _slope(ported: Ported, found: Tally) -> float:
+    return sum((one.double() * ported.change(out)).sum().item() for out, one in found.sums.items()) / found.count
 
 
 # --- alpha --------------------------------------------------------------------------------------------------------
@@ -428,7 +433,7 @@ def fold_positions(shots: Shots, folds: int) -> list[Tensor]:
 
 def validated_alpha(
     live: LiveModel,
-    blend: Blend,
+    ported: Ported,
     task: TaskSpec,
     folds: Sequence[tuple[Prepared, Tally]],
     rule: MaskRule,
@@ -439,7 +444,7 @@ def validated_alpha(
 
     Args:
         live: the target.
-        blend: with the whole task vector.
+        ported: with the whole task vector, held.
         folds: the examples of each fold, and their votes.
         alphas: candidates; 0 is one too.
 
@@ -449,8 +454,8 @@ def validated_alpha(
     candidates, losses = check_alphas((0.0, *alphas)), []
     for held, (rows, _) in enumerate(folds):
         others = reduce(add, (votes for number, (_, votes) in enumerate(folds) if number != held))
-        kept = masked_blend(blend, others, rule, truth)
-        losses.append([len(rows) * _loss(live, task, rows, kept.state(alpha)) for alpha in candidates])
+        kept = masked(ported, others, rule, truth)
+        losses.append([len(rows) * _loss(live, task, rows, kept.at(alpha).state()) for alpha in candidates])
     count = sum(len(rows) for rows, _ in folds)
     means = [sum(column) / count for column in zip(*losses, strict=True)]
     best = min(zip([math.inf if math.isnan(one) else one for one in means], candidates, strict=True))[1]
@@ -469,19 +474,17 @@ class MaskResult:
     """A masked task vector.
 
     Attributes:
-        blend: target and what is left of the task vector.
-        alpha: its scale.
+        ported: target and what is left of the task vector, at the scale that was chosen.
         report: see `refine`.
     """
 
-    blend: Blend
-    alpha: float
+    ported: Ported
     report: dict[str, Any]
 
 
 def mask_task_vector(
     live: LiveModel,
-    blend: Blend,
+    ported: Ported,
     task: TaskSpec,
     shots: Shots,
     rule: MaskRule,
@@ -496,8 +499,8 @@ def mask_task_vector(
     """Masks a transported task vector by the gradients of a few examples.
 
     Args:
-        live: the target: the weights of `blend` at alpha 0.
-        blend: target and the whole task vector.
+        live: the target: the weights of `ported` at alpha 0.
+        ported: target and the whole task vector, held.
         task, shots: the examples.
         alpha, alphas, folds: see `refine`.
         micro_batch: see `tally`.
@@ -507,24 +510,24 @@ def mask_task_vector(
         InputError: an option, or a task vector that is zero.
         TransfuseError: a gradient is not finite.
     """
-    names = tuple(moving_parts(blend, "tensor"))
+    names = tuple(moving_parts(ported, "tensor"))
     parts = fold_positions(shots, folds) if alpha == "cv" else [torch.arange(len(shots.rows))]
     voters = [shots.rows.select(part) for part in parts]
     votes = [tally(live, task, rows, names, micro_batch=micro_batch, progress=progress) for rows in voters]
     found, validation = reduce(add, votes), None
     if alpha == "cv":
         held = list(zip(voters, votes, strict=True))
-        alpha, validation = validated_alpha(live, blend, task, held, rule, alphas, truth)
-    kept = masked_blend(blend, found, rule, truth)
+        alpha, validation = validated_alpha(live, ported, task, held, rule, alphas, truth)
+    kept = masked(ported, found, rule, truth).at(alpha)
     report = {
         "alpha": alpha,
         "validation": validation,
         "gradients": found.how,
-        "before": _loss(live, task, shots.rows, blend.state(0.0)),
-        "after": _loss(live, task, shots.rows, kept.state(alpha)),
-        "mask": mask_report(blend, kept, found, rule, truth),
+        "before": _loss(live, task, shots.rows, ported.at(0.0).state()),
+        "after": _loss(live, task, shots.rows, kept.state()),
+        "mask": mask_report(ported, kept, found, rule, truth),
     }
-    return MaskResult(kept, alpha, report)
+    return MaskResult(kept, report)
 
 
 def refine(
@@ -601,14 +604,14 @@ def refine(
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     options |= {"method": method, "maps": maps, "verify": verify, "device": device}
     result = port(source, tuned, target, **known, **common, **options)
-    blend = blend_of(result)
-    truth = None if oracle is None else true_vector(result.tensors.models, oracle, blend, **known)
-    live = live_of(result, blend.state(0.0), device=device)
+    held = result.tensors.held()
+    truth = None if oracle is None else true_vector(held, oracle, **known)
+    live = live_of(held, held.at(0.0).state(), device=device)
     shots = choose_shots(task, live, per_class, select=select, pool=pool, data_dir=data_dir, **common)
     about = {"alpha": alpha, "alphas": alphas, "folds": folds, "micro_batch": micro_batch, "progress": progress}
-    found = mask_task_vector(live, blend, task, shots, rule, truth=truth, **about)
+    found = mask_task_vector(live, held, task, shots, rule, truth=truth, **about)
     rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
-    lives = compared(live, blend, refined=found.blend.state(found.alpha))
+    lives = compared(live, held, refined=found.ported.state())
     about = {
         "rule": asdict(rule),
         **found.report,
@@ -619,9 +622,7 @@ def refine(
         "selected": dict(shots.numbers),
         "test": {name: score_dict(evaluate(one, task, rows)) for name, one in lives.items()},
     }
-    left = {blend.names[out]: one for out, one in found.blend.update.items()}
-    tensors = RefinedTensors(result.tensors, lambda name: found.alpha * left[name])
-    refined = replace(result, report=result.report | {"refine": about}, out=place, tensors=tensors)
+    refined = replace(result, report=result.report | {"refine": about}, out=place, tensors=found.ported)
     if place is not None:
         write_port(refined, place, card=_card, verify=verify, force=force, progress=progress)
     return refined

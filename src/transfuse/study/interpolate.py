@@ -32,7 +32,7 @@ from ..methods.table import DEFAULT_METHOD, Method, get_method
 from ..models.folding import NO_FOLDING, map_state, norm_folding
 from ..models.model import ConfigLike, Model, ModelLike, Models
 from ..models.opening import open_models
-from ..porting.port import check_maps, method_of_maps
+from ..porting.given import check_maps, method_of_maps
 from ..running.inputs import prepare
 from ..running.live import LiveModel, load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict

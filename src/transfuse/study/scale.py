@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +27,17 @@ from ..maps.collection import Maps
 from ..methods.table import DEFAULT_METHOD
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
-from ..porting.blend import Blend, blend_of, live_of
 from ..porting.card import model_card
-from ..porting.port import PortResult, port, refuse_inputs, write_port
+from ..porting.given import refuse_inputs
+from ..porting.output import write_port
+from ..porting.port import port
+from ..porting.run import PortResult
 from ..running.inputs import Batch, Prepared, prepare
 from ..running.live import LiveModel, module_params, with_state
 from ..running.scores import evaluate, loss_of, prepared_for, score_dict
 from ..spaces.layout import part_of
-from ..update.ported import PortedTensors
+from ..update.live import live_of
+from ..update.ported import Ported
 from .train import TrainSpec, fit
 
 Per = Literal["layer", "tensor"]
@@ -55,26 +58,26 @@ class ScaleResult:
     losses: tuple[float, ...]
 
 
-def parts_of(blend: Blend, per: Per) -> dict[str, str]:
+def parts_of(ported: Ported, per: Per) -> dict[str, str]:
     """Output name of a tensor -> the part whose alpha scales it; tensors that do not change have none."""
-    moving = [out for out, update in blend.update.items() if bool(update.any())]
-    return {out: part_of(blend.names[out]) if per == "layer" else blend.names[out] for out in moving}
+    moving = {out: name for out, name in ported.added.items() if bool(ported.change(out).any())}
+    return {out: part_of(name) if per == "layer" else name for out, name in moving.items()}
 
 
-def moving_parts(blend: Blend, per: Per) -> dict[str, str]:
+def moving_parts(ported: Ported, per: Per) -> dict[str, str]:
     """`parts_of`, of which there is at least one.
 
     Raises:
         InputError: the task vector is zero.
     """
-    if parts := parts_of(blend, per):
+    if parts := parts_of(ported, per):
         return parts
     raise InputError("the transported task vector is zero: there is nothing to scale or to mask")
 
 
 def learn_scales(
     live: LiveModel,
-    blend: Blend,
+    ported: Ported,
     task: TaskSpec,
     prepared: Prepared,
     *,
@@ -89,8 +92,8 @@ def learn_scales(
     """Learns an alpha for each part; everything else is frozen.
 
     Args:
-        live: the ported model (`sweep.live_of`); its weights do not matter.
-        blend: target and update.
+        live: the ported model (`live_of`); its weights do not matter.
+        ported: target and update (`Ported.held`, as it is read several times).
         task, prepared: the examples (`prepare(..., "train", shots=K)`).
         per: "layer" (embeddings and heads are parts of their own) or "tensor".
         steps: of Adam with learning rate `lr`.
@@ -104,12 +107,12 @@ def learn_scales(
     """
     _check(per, steps, lr)
     _check_examples(prepared)
-    parts = moving_parts(blend, per)
+    parts, target = moving_parts(ported, per), ported.at(0.0).state()
     order = {part: i for i, part in enumerate(dict.fromkeys(parts.values()))}
     alphas = torch.full((len(order),), float(init), dtype=live.dtype, device=live.device, requires_grad=True)
-    frozen = {name: x.to(live.device, live.dtype) for name, x in blend.state(0.0).items() if x.is_floating_point()}
-    update = {name: blend.update[name].to(live.device, live.dtype) for name in parts}
-    rows = fixed_inputs(with_state(live, blend.state(0.0)), task, prepared, parts)
+    frozen = {name: x.to(live.device, live.dtype) for name, x in target.items() if x.is_floating_point()}
+    update = {out: ported.change(out).to(live.device, live.dtype) for out in parts}
+    rows = fixed_inputs(with_state(live, target), task, prepared, parts)
 
     def loss(batch: Batch) -> Tensor:
         moved = {name: frozen[name] + alphas[order[parts[name]]] * x for name, x in update.items()}
@@ -127,13 +130,13 @@ def learn_scales(
         losses.append(found.item())
     values = alphas.detach().tolist()
     learned = {part: values[i] for part, i in order.items()}
-    return ScaleResult(learned, blend.state(alphas_by_output(blend, learned, per)), tuple(losses))
+    return ScaleResult(learned, ported.at(alphas_by_tensor(ported, learned, per)).state(), tuple(losses))
 
 
-def alphas_by_output(blend: Blend, alphas: Mapping[str, float], per: Per) -> dict[str, float]:
-    """Alphas by part as alphas by output name: what `Blend.state` takes; 0 for tensors that do not change."""
-    parts = parts_of(blend, per)
-    return {out: alphas[parts[out]] if out in parts else 0.0 for out in blend.update}
+def alphas_by_tensor(ported: Ported, alphas: Mapping[str, float], per: Per) -> dict[str, float]:
+    """Alphas by part as alphas by canonical name: what `Ported.at` takes; 0 for tensors that do not change."""
+    parts = parts_of(ported, per)
+    return {name: alphas[parts[out]] if out in parts else 0.0 for out, name in ported.added.items()}
 
 
 def few_shot_tune(
@@ -162,23 +165,6 @@ def few_shot_tune(
     tuned = replace(live, model=copy.deepcopy(live.model))
     fit(tuned, spec, prepared_for(live, task, prepared), progress=progress)
     return tuned
-
-
-class RefinedTensors(PortedTensors):
-    """The tensors of a port that adds something else than its task vector.
-
-    Args:
-        whole: the port.
-        added: canonical name of a tensor -> what is added to target's.
-    """
-
-    def __init__(self, whole: PortedTensors, added: Callable[[str], Tensor]):
-        super().__init__(whole.models, whole.plan, whole.maps, 1.0, whole.noise_seed, whole.fitted)
-        self.added = added
-
-    def delta(self, name: str) -> Tensor:
-        """What is added to one tensor of target."""
-        return self.added(name)
 
 
 def scale(
@@ -237,12 +223,12 @@ def scale(
     known = {"family": family, "config": config, "method": method, "maps": maps}
     common = {"seed": seed, "device": device, "progress": progress}
     result = port(source, tuned, target, verify=verify, **known, **common, **options)
-    blend = blend_of(result)
-    live = live_of(result, blend.state(), device=device)
+    held = result.tensors.held()
+    live = live_of(held, held.at(1.0).state(), device=device)
     examples = prepare(task, "train", live, data_dir=data_dir, shots=shots, seed=seed)
     learn: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
-    found = learn_scales(live, blend, task, examples, per=per, lr=lr, init=init, **learn)
-    lives = compared(live, blend, scaled=found.state)
+    found = learn_scales(live, held, task, examples, per=per, lr=lr, init=init, **learn)
+    lives = compared(live, held, scaled=found.state)
     if baseline_lr is not None:
         lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=baseline_lr, **learn)
     rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
@@ -253,7 +239,7 @@ def scale(
         result,
         report=result.report | {"scale": {**asked, **learned, "test": test}},
         out=place,
-        tensors=_scaled_tensors(result.tensors, blend, found, per),
+        tensors=result.tensors.at(alphas_by_tensor(held, found.alphas, per)),
     )
     if place is not None:
         write_port(scaled, place, card=partial(_card, per=per), verify=verify, force=force, progress=progress)
@@ -269,16 +255,10 @@ def check_place(
     refuse_inputs(open_models(source, target, tuned, family=family, config=config, need_layout=False), place, maps)
 
 
-def compared(live: LiveModel, blend: Blend, **refined: Mapping[str, Tensor]) -> dict[str, LiveModel]:
+def compared(live: LiveModel, ported: Ported, **refined: Mapping[str, Tensor]) -> dict[str, LiveModel]:
     """The models that are scored beside each other: target, the whole task vector, what came of it (its weights)."""
-    states = {"zero-shot": blend.zero_shot(), "alpha-1": blend.state(), **refined}
+    states = {"zero-shot": ported.zero_shot(), "alpha-1": ported.at(1.0).state(), **refined}
     return {name: with_state(live, state) for name, state in states.items()}
-
-
-def _scaled_tensors(whole: PortedTensors, blend: Blend, found: ScaleResult, per: Per) -> RefinedTensors:
-    alphas = alphas_by_output(blend, found.alphas, per)
-    scales = {blend.names[out]: alpha for out, alpha in alphas.items()}
-    return RefinedTensors(whole, lambda name: scales[name] * whole.delta(name))
 
 
 def _card(models: Models, report: Mapping[str, Any], *, per: Per) -> str:

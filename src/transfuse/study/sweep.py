@@ -18,11 +18,12 @@ from ..errors import InputError
 from ..maps.collection import Maps
 from ..methods.table import DEFAULT_METHOD
 from ..models.model import ModelLike
-from ..porting.blend import Blend, blend_of, live_of
-from ..porting.port import PortResult, port
+from ..porting.port import port
 from ..running.inputs import Prepared, prepare
 from ..running.live import load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict
+from ..update.live import live_of
+from ..update.ported import Ported
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -104,10 +105,10 @@ def sweep(
     result = port(
         source, tuned, target, method=method, maps=maps, seed=seed, device=device, progress=progress, **options
     )
-    blend = blend_of(result)
-    live = live_of(result, blend.state(), device=device)
+    held = result.tensors.held()
+    live = live_of(held, held.at(1.0).state(), device=device)
     about = {"data_dir": data_dir, "limit": limit, "seed": seed, "progress": progress}
-    own = None if support is None else load_live(result.tensors.models.target.checkpoint, device=device)
+    own = None if support is None else load_live(held.models.target.checkpoint, device=device)
 
     def on_task(state: Mapping[str, Tensor], rows: Prepared) -> Scores:
         return score_dict(evaluate(with_state(live, state), task, rows))
@@ -115,14 +116,14 @@ def sweep(
     def on_support(alpha: float, rows: Prepared | None) -> Scores | None:
         if own is None or support is None or rows is None:
             return None
-        return score_dict(evaluate(with_state(own, support_state(result, blend, alpha)), support, rows))
+        return score_dict(evaluate(with_state(own, support_state(held.at(alpha))), support, rows))
 
     def rows_of(split: Split) -> tuple[Prepared, Prepared | None]:
         supported = None if own is None or support is None else prepare(support, split, own, **about)
         return prepare(task, split, live, **about), supported
 
     rows, support_rows = rows_of(choose_on)
-    curve = [on_task(blend.state(alpha), rows) for alpha in scales]
+    curve = [on_task(held.at(alpha).state(), rows) for alpha in scales]
     support_curve = [on_support(alpha, support_rows) for alpha in scales]
     chosen = choose_alpha(scales, curve, task)
     rows, support_rows = rows_of("test")
@@ -135,20 +136,20 @@ def sweep(
         validation=tuple(curve),
         support=tuple(one for one in support_curve if one is not None) or None,
         chosen=chosen,
-        test=on_task(blend.state(chosen), rows),
+        test=on_task(held.at(chosen).state(), rows),
         test_support=on_support(chosen, support_rows),
-        zero_shot=on_task(blend.zero_shot(), rows),
+        zero_shot=on_task(held.zero_shot(), rows),
         zero_shot_support=on_support(0.0, support_rows),
     )
 
 
-def support_state(result: PortResult, blend: Blend, alpha: float | Mapping[str, float]) -> dict[str, Tensor]:
-    """Target under its own names and with its own head, plus alpha times what the port adds to the tensors it has."""
-    target = result.tensors.models.target
+def support_state(ported: Ported) -> dict[str, Tensor]:
+    """Target under its own names and with its own head, plus what a port adds to the tensors it has."""
+    target = ported.models.target
     state = {name: target.checkpoint.tensor(name) for name in target.checkpoint}
-    moved = blend.state(alpha)
-    for out in blend.update:
-        on_disk = target.disk.get(blend.names[out])
+    moved = ported.state()
+    for out, name in ported.added.items():
+        on_disk = target.disk.get(name)
         if on_disk is not None:
             state[on_disk] = moved[out]
     return state

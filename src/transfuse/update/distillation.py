@@ -7,7 +7,6 @@ choice, so that every claim about transport on inputs has to stand beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
@@ -20,9 +19,8 @@ from ..running.probes import Probe
 from ..running.scores import pooled
 from ..running.tokens import Batch
 from .functional import student_and_tuned
-
-if TYPE_CHECKING:
-    from .ported import PortedTensors
+from .ported import Ported
+from .transported import Fitted, Without
 
 
 @dataclass(frozen=True)
@@ -80,20 +78,21 @@ def distil(
 
 
 def distil_port(
-    start: PortedTensors, inputs: Prepared, options: DistilOptions, *, device: str = "cpu", progress: bool = False
-) -> dict[str, Tensor]:
-    """The trained tensors of a port, by canonical name.
+    ported: Ported, inputs: Prepared, options: DistilOptions, *, device: str = "cpu", progress: bool = False
+) -> Fitted:
+    """The tensors of a port, trained.
 
     Args:
-        start: target with the heads that come along.
+        ported: of which the heads that come along are where training starts, beside target.
         inputs: unlabelled, processed for target.
         options: see there.
 
     Raises:
         InputError: see `distil`; or a model cannot be run here.
     """
-    student, tuned = student_and_tuned(start, device)
-    return distil(student, tuned, inputs, options, progress=progress)
+    still = Without(ported.update, frozenset(ported.update.names), ported.models.target)
+    student, tuned = student_and_tuned(ported.with_update(still), device)
+    return Fitted(ported.models.target, distil(student, tuned, inputs, options, progress=progress), still)
 
 
 def scores(probe: Probe, batch: Batch, prompts: Tensor | None) -> Tensor:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,15 +25,13 @@ from ..evidence.activations import collect, embeds, scores_of, zeros
 from ..maps.collection import Maps
 from ..maps.transport import part_slices
 from ..matching.procrustes import best_rotation
-from ..models.plan import output_config
 from ..running.inputs import Prepared
-from ..running.live import load_live
 from ..running.probes import Probe, Replay, batches, probe_of_live, probe_of_model, probe_of_source, rows_of
 from ..running.taps import Seen, Site
-from ..spaces.layout import Layout
-
-if TYPE_CHECKING:
-    from .ported import PortedTensors
+from ..spaces.layout import Layout, is_embedding
+from .live import live_of
+from .ported import Ported
+from .transported import Fitted, Without
 
 
 @dataclass(frozen=True)
@@ -298,41 +295,46 @@ def _solved(student: Probe, site: Site, halves: tuple[Fit, Fit], ridge: float | 
 
 
 def fit_port(
-    start: PortedTensors, inputs: Prepared, options: FitOptions, *, device: str = "cpu", progress: bool = False
-) -> dict[str, Tensor]:
-    """The fitted tensors of a port.
+    ported: Ported, inputs: Prepared, options: FitOptions, *, device: str = "cpu", progress: bool = False
+) -> Fitted:
+    """The modules of a port, fitted.
 
     Args:
-        start: the port before it is fitted: target, with embeddings and heads as maps carry them.
+        ported: the same port by contraction; of it the embeddings that maps reach stay, and the heads to start with.
         inputs: unlabelled, processed for target.
         options: see there.
-
-    Returns:
-        Canonical name -> weight or bias.
 
     Raises:
         InputError: a model cannot be run here.
     """
-    models, maps = start.models, start.maps
-    form = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv)
+    models, passage = ported.models, ported.heads.passage
+    start = _unfitted(ported)
     source, target = (
         probe_of_source(models.source, models, device),
         probe_of_model(models.target, models.layout, device),
     )
     student, tuned = student_and_tuned(start, device)
-    teachers = Teachers(source, target, tuned, replace(maps, spaces=start.spaces))
-    teachers = replace(teachers, public=_public_maps(teachers, form, inputs))
-    return fit(student, teachers, form, inputs, options, progress=progress)
+    teachers = Teachers(source, target, tuned, replace(passage.maps, spaces=passage.spaces))
+    teachers = replace(teachers, public=_public_maps(teachers, passage.layout, inputs))
+    found = fit(student, teachers, passage.layout, inputs, options, progress=progress)
+    return Fitted(models.target, found, start.update)
 
 
-def student_and_tuned(start: PortedTensors, device: str) -> tuple[Probe, Probe]:
+def _unfitted(ported: Ported) -> Ported:
+    """Where a fit starts: target, with embeddings and heads as maps carry them."""
+    passage, models = ported.heads.passage, ported.models
+    carried = (n for n in ported.update.names if is_embedding(n, passage.layout) and passage.reaches(n))
+    still = frozenset(ported.update.names).difference(n for n in carried if models.source_name(n) is not None)
+    return ported.with_update(Without(ported.update, still, models.target)).at(1.0)
+
+
+def student_and_tuned(start: Ported, device: str) -> tuple[Probe, Probe]:
     """The output of a port as a model that runs, and the model that is carried over."""
     models = start.models
     assert models.tuned is not None
-    _, config = output_config(start.plan, models)
     state = {out: start.read(out).clone() for out in start.steps}  # the student changes, the checkpoints must not
     dtype = torch.promote_types(start.plan.dtype, torch.float32)
-    live = load_live(replace(models.target.checkpoint, config=config), state=state, device=device, dtype=dtype)
+    live = live_of(start, state, device=device, dtype=dtype)
     return probe_of_live(live, models.layout), probe_of_source(models.tuned, models, device)
 
 

@@ -1,0 +1,62 @@
+"""What a user gave, held against the models: maps of an earlier run, and the place for the output."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import InputError
+from ..maps.algebra import PerHead, Rectangular
+from ..maps.collection import Maps
+from ..methods.table import METHODS, Method
+from ..models.model import Models
+
+
+def refuse_inputs(models: Models, out: Path, maps: Maps | str | os.PathLike[str] | None) -> None:
+    """An output in the place of an input, or around one, would destroy what it is made of.
+
+    Raises:
+        InputError: it would.
+    """
+    places = [(model.role, model.checkpoint.root) for model in models.all() if model.checkpoint.root is not None]
+    if isinstance(maps, str | os.PathLike):
+        places.append(("maps file", Path(maps)))
+    for role, place in places:
+        if place.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out} is where the {role} lies ({place}); give another place for the output")
+
+
+def method_of_maps(maps: Maps) -> Method:
+    """The method that made some maps.
+
+    Raises:
+        InputError: it is unknown here.
+    """
+    if maps.method not in METHODS:
+        raise InputError(f"the maps were made by method {maps.method!r}, which this version does not know")
+    return METHODS[maps.method]
+
+
+def check_maps(models: Models, maps: Maps) -> Maps:
+    """The maps, if they were made for these bases.
+
+    Raises:
+        InputError: they were made for others.
+    """
+    for model, wanted in ((models.source, maps.source), (models.target, maps.target)):
+        if wanted != model.checkpoint.fingerprint():
+            raise InputError(
+                f"the maps were made for another {model.role} than {model.checkpoint.location} (fingerprints differ): "
+                "match these two bases again"
+            )
+    if maps.family != models.layout.family:
+        raise InputError(f"the maps are of family {maps.family!r}, the models of {models.layout.family!r}")
+    spaces = models.layout.with_ties(streams=maps.streams, tie_qkv=maps.tie_qkv).spaces
+    for name, one in maps.spaces.items():
+        heads = len(one.inner) if isinstance(one, PerHead) else None
+        wanted = None if METHODS[maps.method].form.flattens_heads else spaces[name].heads if name in spaces else None
+        sized = isinstance(one, Rectangular) and models.resizing is not None
+        fits = name in spaces and one.size == spaces[name].size and (sized or heads == wanted)
+        if not fits:
+            raise InputError(f"the map of space {name!r} does not fit the models: the maps file is damaged")
+    return maps
