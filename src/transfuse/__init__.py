@@ -14,8 +14,21 @@ from .errors import InputError, TransfuseError, VerificationError
 
 if TYPE_CHECKING:
     from .maps.collection import Maps
-    from .methods.match import MatchOptions, match
+    from .methods.match import match
     from .methods.table import METHODS
+    from .options.groups import Inputs, Labelled
+    from .options.requests import (
+        EvaluateRequest,
+        FinetuneRequest,
+        InspectRequest,
+        InterpolateRequest,
+        MatchRequest,
+        MergeRequest,
+        PortRequest,
+        RefineRequest,
+        ScaleRequest,
+        SweepRequest,
+    )
     from .porting.convert import convert
     from .porting.inspection import inspect_models
     from .porting.merge import merge
@@ -28,10 +41,21 @@ if TYPE_CHECKING:
     from .study.sweep import sweep
 
 _HOMES = {
+    "EvaluateRequest": ".options.requests",
+    "FinetuneRequest": ".options.requests",
+    "Inputs": ".options.groups",
+    "InspectRequest": ".options.requests",
+    "InterpolateRequest": ".options.requests",
+    "Labelled": ".options.groups",
     "METHODS": ".methods.table",
     "Maps": ".maps.collection",
-    "MatchOptions": ".methods.match",
+    "MatchRequest": ".options.requests",
+    "MergeRequest": ".options.requests",
+    "PortRequest": ".options.requests",
     "PortResult": ".porting.run",
+    "RefineRequest": ".options.requests",
+    "ScaleRequest": ".options.requests",
+    "SweepRequest": ".options.requests",
     "convert": ".porting.convert",
     "evaluate": ".study.evaluation",
     "finetune": ".study.evaluation",
@@ -47,10 +71,21 @@ _HOMES = {
 
 __all__ = [
     "METHODS",
+    "EvaluateRequest",
+    "FinetuneRequest",
     "InputError",
+    "Inputs",
+    "InspectRequest",
+    "InterpolateRequest",
+    "Labelled",
     "Maps",
-    "MatchOptions",
+    "MatchRequest",
+    "MergeRequest",
+    "PortRequest",
     "PortResult",
+    "RefineRequest",
+    "ScaleRequest",
+    "SweepRequest",
     "TransfuseError",
     "VerificationError",
     "__version__",

@@ -10,7 +10,7 @@ import click
 from ..options.requests import InterpolateRequest, MergeRequest, RefineRequest, ScaleRequest, SweepRequest
 from .analysis_text import interpolate_text, merge_text, refine_text, scale_text, sweep_text
 from .common import MODELS, RUN_MODELS, Command, app, print_report
-from .options import keywords, options_of, task_option
+from .options import options_of, task_option
 
 
 @app.command(
@@ -27,14 +27,9 @@ from .options import keywords, options_of, task_option
 @task_option
 @options_of(InterpolateRequest)
 def interpolate(source: str, target: str, task: str, request: InterpolateRequest, as_json: bool) -> None:
-    from ..data.tasks import load_task
-    from ..methods.table import DEFAULT_METHOD
     from ..study.interpolate import interpolate as run
 
-    rest = keywords(request, auto=DEFAULT_METHOD)
-    points, lambdas = rest.pop("points"), rest.pop("lambdas")
-    lambdas = lambdas or [i / (points - 1) for i in range(points)]
-    curves = run(source, target, load_task(task), lambdas=lambdas, **rest)
+    curves = run(source, target, task, request)
     print_report(_strict({"curves": [curve.as_dict() for curve in curves]}), as_json, interpolate_text)
 
 
@@ -53,13 +48,9 @@ def interpolate(source: str, target: str, task: str, request: InterpolateRequest
 @task_option
 @options_of(SweepRequest)
 def sweep(source: str, tuned: str, target: str, task: str, request: SweepRequest, as_json: bool) -> None:
-    from ..data.tasks import load_task
     from ..study.sweep import sweep as run
 
-    rest = keywords(request)
-    support = rest.pop("support")
-    rest["support"] = None if support is None else load_task(support)
-    found = run(source, tuned, target, load_task(task), **rest)
+    found = run(source, tuned, target, task, request)
     print_report(_strict(found.as_dict()), as_json, sweep_text)
 
 
@@ -78,10 +69,9 @@ def sweep(source: str, tuned: str, target: str, task: str, request: SweepRequest
 @task_option
 @options_of(ScaleRequest)
 def scale(source: str, tuned: str, target: str, task: str, request: ScaleRequest, as_json: bool) -> None:
-    from ..data.tasks import load_task
     from ..study.scale import scale as run
 
-    result = run(source, tuned, target, load_task(task), **keywords(request))
+    result = run(source, tuned, target, task, request)
     report = {"out": None if result.out is None else str(result.out), **result.report}
     print_report(_strict(report), as_json, scale_text)
 
@@ -102,10 +92,9 @@ def scale(source: str, tuned: str, target: str, task: str, request: ScaleRequest
 @task_option
 @options_of(RefineRequest)
 def refine(source: str, tuned: str, target: str, task: str, request: RefineRequest, as_json: bool) -> None:
-    from ..data.tasks import load_task
     from ..study.gradfix import refine as run
 
-    result = run(source, tuned, target, load_task(task), **keywords(request))
+    result = run(source, tuned, target, task, request)
     report = {"out": None if result.out is None else str(result.out), **result.report}
     print_report(_strict(report), as_json, refine_text)
 
@@ -123,10 +112,9 @@ def refine(source: str, tuned: str, target: str, task: str, request: RefineReque
 @click.argument("target")
 @options_of(MergeRequest, required=("out",))
 def merge(source: str, tuned: tuple[str, ...], target: str, request: MergeRequest, as_json: bool) -> None:
-    from ..methods.table import DEFAULT_METHOD
     from ..porting.merge import merge as run
 
-    result = run(source, target, tuned, **keywords(request, auto=DEFAULT_METHOD))
+    result = run(source, target, tuned, request)
     print_report({"out": str(result.out), **result.report}, as_json, merge_text)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from ..options.declare import REQUIRED, Option, Request
-from ..options.groups import AUTO
 from .common import set_up
 
 
@@ -134,37 +133,3 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say more on
 task_option = click.option(
     "--task", required=True, metavar="TASK", help="What to measure: a YAML or JSON file, or JSON text."
 )
-
-
-def keywords(request: Request, *, auto: str = AUTO) -> dict[str, Any]:
-    """The options of a request as keywords, inputs and labelled examples as objects.
-
-    Args:
-        request: of a command.
-        auto: the method that auto stands for.
-    """
-    found = request.flat()
-    folder = found["data_dir"] if "limit" in found else found.pop("data_dir", None)
-    if "inputs" in found:
-        found["inputs"] = _inputs(found["inputs"], found.pop("inputs_count"), found.pop("inputs_split"), folder)
-    if "labelled" in found:
-        found["labelled"] = _labelled(found["labelled"], found.pop("per_class"), folder)
-    if found.get("method") == AUTO:
-        found["method"] = auto
-    return found
-
-
-def _inputs(task: Any, count: int, split: Any, folder: Path | None) -> Any:
-    if task is None:
-        return None
-    from ..running.unlabelled import Inputs
-
-    return Inputs(task, count, split, folder)
-
-
-def _labelled(task: Any, per_class: int, folder: Path | None) -> Any:
-    if task is None:
-        return None
-    from ..methods.auto import Labelled
-
-    return Labelled(task, per_class, folder)

@@ -10,7 +10,7 @@ import click
 from ..errors import InputError
 from ..options.requests import InspectRequest, MatchRequest, PortRequest, VerifyRequest
 from .common import MODELS, Command, app, print_report
-from .options import json_option, keywords, options_of, quiet_option
+from .options import json_option, options_of, quiet_option
 from .text import equivalence_text, inspect_text, match_text, methods_text, port_text
 
 
@@ -28,10 +28,9 @@ from .text import equivalence_text, inspect_text, match_text, methods_text, port
 @click.option("--target", help="The new base.")
 @options_of(InspectRequest)
 def inspect(source: str, tuned: str | None, target: str | None, request: InspectRequest, as_json: bool) -> None:
-    from ..methods.table import DEFAULT_METHOD
     from ..porting.inspection import inspect_models
 
-    report = inspect_models(source, tuned, target, **keywords(request, auto=DEFAULT_METHOD))
+    report = inspect_models(source, tuned, target, request)
     print_report(report, as_json, inspect_text)
 
 
@@ -49,24 +48,11 @@ def inspect(source: str, tuned: str | None, target: str | None, request: Inspect
 def match(source: str, target: str, request: MatchRequest, as_json: bool) -> None:
     from ..evidence.null import stored_null
     from ..evidence.relation import relation
-    from ..maps.collection import check_maps_output
-    from ..methods.match import MatchOptions, match_models, open_inputs
-    from ..methods.table import DEFAULT_METHOD, get_method
-    from ..models.opening import open_models
+    from ..methods.match import match_bases
 
-    rest = keywords(request, auto=DEFAULT_METHOD)
-    out, null_trials = rest.pop("out"), rest.pop("null_trials")
-    check_maps_output(out, force=rest.pop("force"))
-    progress, inputs, row = rest.pop("progress"), rest.pop("inputs"), get_method(rest.pop("method"))
-    models = open_models(
-        source, target, family=rest.pop("family"), config=rest.pop("config"), need_layout=row.needs_layout
-    )
-    chosen = MatchOptions(**rest)
-    prepared = open_inputs(models, row, inputs, chosen.seed, progress=progress)
-    maps = match_models(models, row, chosen, inputs=prepared, null_trials=null_trials, progress=progress)
+    models, maps = match_bases(source, target, request)
     related = relation(models, maps, stored_null(maps)).as_dict()
-    maps.save(out)
-    report = {"out": str(out), "method": row.name, **maps.report, "relation": related}
+    report = {"out": str(request.output.out), "method": maps.method, **maps.report, "relation": related}
     print_report(report, as_json, match_text)
 
 
@@ -92,7 +78,7 @@ def port(source: str, tuned: str, target: str, request: PortRequest, as_json: bo
     if out is None and not request.output.dry_run:
         raise click.UsageError("give the folder to write with -o, or --dry-run")
     started = time.monotonic()
-    result = run(source, tuned, target, **keywords(request))
+    result = run(source, tuned, target, request)
     if out is not None and request.run.progress:
         click.echo(f"wrote {out} in {time.monotonic() - started:.1f} s", err=True)
     print_report({"out": None if out is None else str(out), **result.report}, as_json, port_text)

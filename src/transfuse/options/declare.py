@@ -22,12 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ..errors import InputError
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda _: "REQUIRED"})()
 _OPTION, _GROUP = "option", "group"
+Other = TypeVar("Other", bound="Request")
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,11 @@ class Request:
         return found
 
     @classmethod
+    def asked(cls, request: Self | None, options: Mapping[str, Any]) -> Self:
+        """What a function is asked for: its request, or none, and options over it; see `of`."""
+        return cls.of(**options) if request is None else request.changed(**options)
+
+    @classmethod
     def of(cls, **options: Any) -> Self:
         """A request from options by their names, and from whole groups by theirs.
 
@@ -261,6 +267,15 @@ class Request:
             if name not in known:
                 raise InputError(_unknown(name, list(known)))
         return whole, flat
+
+    def shared(self, cls: type[Other], **groups: Group) -> Other:
+        """Another request with all options that both have, and these groups in place of their own."""
+        found = dict(groups)
+        for place, (inside, asked) in cls.groups().items():
+            if place not in found and place in self.groups():
+                mine, own = self.groups()[place][1], getattr(self, place)
+                found[place] = inside(**{key: getattr(own, key) for name, (key, _) in asked.items() if name in mine})
+        return cls(**found)
 
     def flat(self) -> dict[str, Any]:
         """All options by their names."""

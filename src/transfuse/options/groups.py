@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from .declare import Group, option
 
 AUTO = "auto"
@@ -37,7 +36,8 @@ class Match(Group):
 
     Attributes:
         method: a row of `transfuse.METHODS`, or "auto".
-        maps: maps, or their file, from an earlier `match` of the same two bases; they bring their method along.
+        maps: maps, or their file, from an earlier `match` of the same two bases; they bring their method along, so that
+            "auto" is that one and another is an error.
         tie_qkv: one inner map for q, k and v of a head; None for the method's own choice.
         spectra_output: the output projection counts in the spectra (the authors' code; the paper: no).
         max_sweeps: sweeps at most.
@@ -56,11 +56,6 @@ class Match(Group):
     spectra_output: bool = option(False, "Head spectra include the output projection (authors' code).", expert=True)
     max_sweeps: int = option(100, "Sweeps of the ascent at most.", minimum=1, expert=True)
     restarts: int = option(0, "Further climbs in random order; the best is taken.", minimum=0, expert=True)
-
-    def check(self) -> None:
-        """Maps say what their method is."""
-        if self.maps is not None and self.method != AUTO:
-            raise InputError(f"maps brings its method along; leave out method {self.method!r}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,11 @@ class Inputs(Group):
     count: int = option(512, "So many of them at most.", name="inputs_count", minimum=2)
     split: str = option("train", "Which rows they are.", name="inputs_split", choices=SPLITS, flags=())
 
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self.task is not None
+
 
 @dataclass(frozen=True)
 class Labelled(Group):
@@ -101,6 +101,11 @@ class Labelled(Group):
         metavar="TASK",
     )
     per_class: int = option(5, "So many of a class.", minimum=1)
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self.task is not None
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ class InterpolateRequest(Request):
 
     data: groups.Data = group(groups.Data)
     line: studies.Line = group(studies.Line)
+    check: groups.Check = group(groups.Check, leave=("null_trials", "verify"), double={"help": "Run in float64."})
     match: groups.Match = group(groups.Match, **_MAPS)
     inputs: groups.Inputs = group(groups.Inputs)
     change: groups.Change = group(groups.Change, leave=("alpha",))

@@ -11,6 +11,7 @@ from ..data.tasks import TaskSpec, load_task
 from ..files.checkpoint import Checkpoint
 from ..options.requests import EvaluateRequest, FinetuneRequest
 from ..running import scores
+from ..running.device import check_device
 from ..running.inputs import prepare
 from ..running.live import load_live
 from .train import train, train_spec
@@ -37,8 +38,9 @@ def evaluate(
     Raises:
         InputError: model, task or data cannot be read, do not fit each other, or an option cannot be used.
     """
-    asked = EvaluateRequest.of(**options) if request is None else request.changed(**options)
-    spec, data = task if isinstance(task, TaskSpec) else load_task(task), asked.data
+    asked = EvaluateRequest.asked(request, options)
+    check_device(asked.run.device)
+    spec, data = load_task(task), asked.data
     live = load_live(model, device=asked.run.device)
     where = {"data_dir": data.data_dir, "limit": data.limit, "seed": asked.run.seed, "progress": asked.run.progress}
     rows = prepare(spec, cast(Split, data.split), live, **where)
@@ -64,8 +66,9 @@ def finetune(
     Raises:
         InputError, TransfuseError: see `train`.
     """
-    asked = FinetuneRequest.of(**options) if request is None else request.changed(**options)
-    spec, how = task if isinstance(task, TaskSpec) else load_task(task), vars(asked.train)
+    asked = FinetuneRequest.asked(request, options)
+    check_device(asked.run.device)
+    spec, how = load_task(task), vars(asked.train)
     length = {} if asked.train.epochs or asked.train.steps else {"epochs": DEFAULT_EPOCHS}
     rows = {"limit": asked.data.limit, "seed": asked.run.seed}
     training = train_spec(task=spec, **{**how, **length, **rows, "freeze": list(asked.train.freeze)})

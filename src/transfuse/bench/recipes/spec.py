@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...data.tasks import TaskSpec
 from ...errors import InputError
-from ...methods.auto import AUTO
 from ...methods.table import METHODS, Method
+from ...options.groups import AUTO
 from ...options.requests import MethodRequest
 from ...running.unlabelled import SYNTHETIC
 from ...study.train import InitSpec, TrainSpec
