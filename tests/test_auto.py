@@ -14,14 +14,14 @@ import digits
 import tiny
 from transfuse import InputError, port
 from transfuse.cli.common import app
-from transfuse.methods.auto import ALPHAS, Labelled, choose
-from transfuse.methods.match import MatchOptions
+from transfuse.methods.auto import ALPHAS, choose
 from transfuse.models.opening import open_models
+from transfuse.options.groups import Inputs, Labelled
+from transfuse.options.requests import PortRequest
 from transfuse.porting.planted import plant
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live
 from transfuse.running.scores import evaluate, score_dict
-from transfuse.running.unlabelled import Inputs
 
 DRAWN = Inputs("synthetic", count=16)
 
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def chosen(models: dict[str, Path], target: str, inputs: Inputs | None = None) -> Any:
     opened = open_models(models["source"], models[target], models["tuned"], need_layout=False)
-    return choose(opened, inputs, MatchOptions())
+    return choose(opened, PortRequest.of(inputs=inputs))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from transformers import (
     RobertaModel,
     ViTForImageClassification,
 )
-from transfuse.porting.blend import blend_of
 
 import transfuse
 from test_resizing import DRAWN
@@ -426,4 +425,4 @@ def test_a_target_in_float64_keeps_its_precision() -> None:
     for name in ("vit.layernorm.weight", "classifier.weight"):
         wanted = states[2][name] + (states[1][name] - states[0][name]).double()
         torch.testing.assert_close(result.tensor(name), wanted, rtol=0, atol=1e-14)
-    assert torch.equal(blend_of(result).state()["vit.layernorm.weight"], result.tensor("vit.layernorm.weight"))
+    assert torch.equal(result.tensors.state()["vit.layernorm.weight"], result.tensor("vit.layernorm.weight"))

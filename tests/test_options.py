@@ -21,6 +21,7 @@ from transfuse.options.declare import REQUIRED, Group, Request, group, option
 from transfuse.options.groups import Change, Check, Data, Inputs, Match, Output, Run
 from transfuse.options.requests import InspectRequest, PortRequest, RefineRequest, ScaleRequest, SweepRequest
 from transfuse.options.studies import Mask, Scale, Sweep
+from transfuse.study.gradfix import MaskRule, rule_of
 from transfuse.study.train import TrainSpec
 
 REQUESTS = [one for one in vars(requests).values() if isinstance(one, type) and issubclass(one, Request)][1:]
@@ -57,7 +58,6 @@ COMMANDS = {
         (Match, {"max_sweeps": 0}, "max_sweeps is 0; a whole number of at least 1 is needed"),
         (Match, {"max_sweeps": 2.0}, "max_sweeps is 2.0; a whole number of at least 1 is needed"),
         (Match, {"method": 3}, "method is 3; a text is needed"),
-        (Match, {"maps": "file", "method": "tied"}, "maps brings its method along; leave out method 'tied'"),
         (Run, {"seed": -1}, "seed is -1; a whole number of at least 0 up to 4611686018427387904 is needed"),
         (Data, {"split": "all"}, "split is 'all'; one of train, validation, test is needed"),
         (Inputs, {"task": "x", "count": 1}, "inputs_count is 1; a whole number of at least 2 is needed"),
@@ -143,6 +143,12 @@ def test_two_options_of_one_name_are_refused() -> None:
         Both.of()
 
 
+def test_options_go_from_one_request_to_another() -> None:
+    sweep = SweepRequest.of(limit=9, data_dir="folder", seed=3, method="naive", ridge=0.5, alphas=[1])
+    asked = sweep.shared(PortRequest, output=Output(out="out"))  # pyright: ignore
+    assert asked == PortRequest.of(data_dir="folder", seed=3, method="naive", ridge=0.5, out="out")
+
+
 def test_mistakes_name_what_is_near() -> None:
     with pytest.raises(InputError, match=r"^no option 'restart'; near: restarts$"):
         PortRequest.of(restart=3)
@@ -208,6 +214,12 @@ def test_a_command_is_handed_the_request_that_python_makes() -> None:
     ):
         result = CliRunner().invoke(command, wrong.split())
         assert result.exit_code == 2 and said in result.stderr, result.output
+
+
+def test_the_rule_of_a_mask_has_the_defaults_that_are_declared() -> None:
+    assert rule_of(Mask(per_class=1), Run()) == MaskRule()
+    given: dict[str, Any] = {"vote": "mean", "ties": "drop", "mode": "force", "power": 3.0, "temperature": 0.5}
+    assert rule_of(Mask(per_class=1, **given), Run(seed=4)) == MaskRule(**given, seed=4)
 
 
 def test_what_training_takes_is_what_its_command_says() -> None:

@@ -27,10 +27,16 @@ from transformers import (
 
 from tiny import Model, State, bert, clip, fine_tuned, planted, randomise, save, state_of, vit
 from transfuse import InputError, VerificationError, match, port
+from transfuse.data.tasks import DataSpec, TaskSpec
 from transfuse.porting import output, run
 from transfuse.porting.inspection import inspect_models
+from transfuse.porting.merge import merge
 from transfuse.porting.verify import Equivalence
 from transfuse.running.building import Loading
+from transfuse.study.gradfix import refine
+from transfuse.study.interpolate import interpolate
+from transfuse.study.scale import scale
+from transfuse.study.sweep import sweep
 from transfuse.update.ported import Ported
 
 EXACT = 1e-9
@@ -780,3 +786,41 @@ def test_what_is_no_model(role: str, given: Any) -> None:
     if given is not None:
         with pytest.raises(InputError, match=f"{role} is given as {type(given).__name__}"):
             inspect_models(**models)
+
+
+def test_a_report_says_the_options_of_its_own_run(trio: Folders) -> None:
+    """Of given maps the options stand beside them, and those that only say how maps are sought are not the run's."""
+    maps = match(trio[0], trio[2], null_trials=0, seed=5, max_sweeps=3, tie_qkv=True)
+    report = port(*trio, maps=maps, null_trials=0, seed=9, keep_embeddings=True).report
+    assert report["options"] == {
+        "tie_qkv": True, "ridge": None, "keep_embeddings": True, "seed": 9, "device": "cpu",
+    }  # fmt: skip
+    assert report["maps_options"] == dict(maps.options) and report["maps_options"]["max_sweeps"] == 3
+    assert report["equivalence"]["passed"]
+    made = port(*trio, method="tied", null_trials=0, seed=9, max_sweeps=3).report
+    assert made["options"]["max_sweeps"] == 3 and made["options"]["seed"] == 9 and "maps_options" not in made
+    merged = merge(trio[0], trio[2], [trio[1]], maps=maps, seed=9).report
+    assert merged["options"]["seed"] == 9 and merged["maps_options"]["seed"] == 5
+
+
+def test_maps_of_another_method_than_asked_for(trio: Folders) -> None:
+    """A method that is named is the one that runs, or an error; one that is not named is that of the maps."""
+    maps = match(trio[0], trio[2], method="git-rebasin", null_trials=0)
+    task = TaskSpec(kind="masked-lm", data=DataSpec(path="none"))
+    wrong = "the maps were made by method 'git-rebasin' and method 'tied' is asked for"
+    runs: dict[str, Callable[..., Any]] = {
+        "port": lambda **options: port(*trio, **options),
+        "merge": lambda **options: merge(trio[0], trio[2], [trio[1]], **options),
+        "sweep": lambda **options: sweep(*trio, task, **options),
+        "scale": lambda **options: scale(*trio, task, shots=2, **options),
+        "refine": lambda **options: refine(*trio, task, per_class=2, **options),
+        "interpolate": lambda **options: interpolate(trio[0], trio[2], task, **options),
+    }
+    for name, ran in runs.items():
+        with pytest.raises(InputError, match=wrong):
+            ran(method="tied", maps=maps)
+        if name in ("port", "merge"):
+            assert ran(maps=maps).report["method"] == "git-rebasin"
+            assert ran(maps=maps, method="git-rebasin").report["method"] == "git-rebasin"
+    assert port(*trio, maps=maps, method="auto").report["method"] == "git-rebasin"
+    assert merge(trio[0], trio[2], [trio[1]], null_trials=0).report["method"] == "tied"

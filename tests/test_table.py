@@ -24,8 +24,8 @@ from transfuse.methods.forms import Form
 from transfuse.methods.method import Method
 from transfuse.methods.solvers import Ascent, NoMaps, Procrustes, Solver, Transport
 from transfuse.methods.updates import Contract, Fit
+from transfuse.options.groups import Inputs
 from transfuse.porting.planted import plant
-from transfuse.running.unlabelled import Inputs
 
 SOURCES = Path(transfuse.__file__).parent
 
@@ -163,7 +163,7 @@ def test_permuted_skips_need_a_map_at_every_sum() -> None:
 
 def asked(tree: ast.AST) -> Iterator[ast.Compare]:
     """Comparisons of part of a method with a text."""
-    keys = {"kind", *next(iter(described().values()))} - {"name"}
+    keys = {*next(iter(described().values()))} - {"name"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]

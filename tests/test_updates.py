@@ -336,13 +336,8 @@ def test_an_alpha_for_each_tensor(ported: Ported) -> None:
 def test_any_update_can_be_written(kind: str, places: list[Path], tmp_path: Path) -> None:
     result = port(*places, method="naive", null_trials=0, verify=False)
     tensors = result.tensors.with_update(HELD[kind](result.tensors))
-    write_port(
-        PortResult(result.report, result.maps, None, tensors),
-        tmp_path / "out",
-        verify=True,
-        force=False,
-        progress=False,
-    )
+    changed = PortResult(result.report, result.maps, None, tensors)
+    write_port(changed, tmp_path / "out", verify=True, force=False, progress=False)
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(written[out], one) for out, one in tensors.state().items())
     assert json.loads((tmp_path / "out" / "result.json").read_text())["loads"] == "BertForSequenceClassification"
@@ -362,7 +357,7 @@ def test_fitted_and_left_out(ported: Ported) -> None:
     assert torch.equal(still.read(out[other]), target.tensor(other))
 
 
-def test_a_port_in_memory_is_read_no_more(ported: Ported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_memory_is_read_no_more(ported: Ported) -> None:
     asked = Asked(ported.update)
     held = ported.with_update(asked).held()
     assert asked.seen == list(ported.update.names)

@@ -29,7 +29,7 @@ from .options import options_of, task_option
 def interpolate(source: str, target: str, task: str, request: InterpolateRequest, as_json: bool) -> None:
     from ..study.interpolate import interpolate as run
 
-    curves = run(source, target, task, request)
+    curves = run(source, target, task, request=request)
     print_report(_strict({"curves": [curve.as_dict() for curve in curves]}), as_json, interpolate_text)
 
 
@@ -50,7 +50,7 @@ def interpolate(source: str, target: str, task: str, request: InterpolateRequest
 def sweep(source: str, tuned: str, target: str, task: str, request: SweepRequest, as_json: bool) -> None:
     from ..study.sweep import sweep as run
 
-    found = run(source, tuned, target, task, request)
+    found = run(source, tuned, target, task, request=request)
     print_report(_strict(found.as_dict()), as_json, sweep_text)
 
 
@@ -71,7 +71,7 @@ def sweep(source: str, tuned: str, target: str, task: str, request: SweepRequest
 def scale(source: str, tuned: str, target: str, task: str, request: ScaleRequest, as_json: bool) -> None:
     from ..study.scale import scale as run
 
-    result = run(source, tuned, target, task, request)
+    result = run(source, tuned, target, task, request=request)
     report = {"out": None if result.out is None else str(result.out), **result.report}
     print_report(_strict(report), as_json, scale_text)
 
@@ -94,7 +94,7 @@ def scale(source: str, tuned: str, target: str, task: str, request: ScaleRequest
 def refine(source: str, tuned: str, target: str, task: str, request: RefineRequest, as_json: bool) -> None:
     from ..study.gradfix import refine as run
 
-    result = run(source, tuned, target, task, request)
+    result = run(source, tuned, target, task, request=request)
     report = {"out": None if result.out is None else str(result.out), **result.report}
     print_report(_strict(report), as_json, refine_text)
 
@@ -114,7 +114,7 @@ def refine(source: str, tuned: str, target: str, task: str, request: RefineReque
 def merge(source: str, tuned: tuple[str, ...], target: str, request: MergeRequest, as_json: bool) -> None:
     from ..porting.merge import merge as run
 
-    result = run(source, target, tuned, request)
+    result = run(source, target, tuned, request=request)
     print_report({"out": str(result.out), **result.report}, as_json, merge_text)
 
 

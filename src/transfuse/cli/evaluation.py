@@ -37,7 +37,7 @@ def evaluate(model: str, task: str, request: EvaluateRequest, as_json: bool) -> 
     from ..study.evaluation import evaluate as run
 
     spec = load_task(task)
-    scores = run(model, spec, request)
+    scores = run(model, spec, request=request)
     report = {"model": model, "task": spec.model_dump(mode="json"), "split": request.data.split}
     print_report({**report, "primary": spec.primary, "scores": scores}, as_json, _scores_text)
 
@@ -58,7 +58,7 @@ def evaluate(model: str, task: str, request: EvaluateRequest, as_json: bool) -> 
 def finetune(base: str, task: str, request: FinetuneRequest, as_json: bool) -> None:
     from ..study.evaluation import finetune as run
 
-    print_report(run(base, task, request), as_json, _training_text)
+    print_report(run(base, task, request=request), as_json, _training_text)
 
 
 def _scores_text(report: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from .text import equivalence_text, inspect_text, match_text, methods_text, port
 def inspect(source: str, tuned: str | None, target: str | None, request: InspectRequest, as_json: bool) -> None:
     from ..porting.inspection import inspect_models
 
-    report = inspect_models(source, tuned, target, request)
+    report = inspect_models(source, tuned, target, request=request)
     print_report(report, as_json, inspect_text)
 
 
@@ -78,7 +78,7 @@ def port(source: str, tuned: str, target: str, request: PortRequest, as_json: bo
     if out is None and not request.output.dry_run:
         raise click.UsageError("give the folder to write with -o, or --dry-run")
     started = time.monotonic()
-    result = run(source, tuned, target, request)
+    result = run(source, tuned, target, request=request)
     if out is not None and request.run.progress:
         click.echo(f"wrote {out} in {time.monotonic() - started:.1f} s", err=True)
     print_report({"out": None if out is None else str(out), **result.report}, as_json, port_text)

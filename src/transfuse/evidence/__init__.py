@@ -1,1 +1,1 @@
-"""What says that units correspond: cross-moments of every space, of weights or of activations."""
+"""What says that units correspond: moments of weights or activations; how bases are related; the null test."""

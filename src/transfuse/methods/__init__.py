@@ -1,1 +1,1 @@
-"""The methods, as one table of parts, and the verbs on a row: match two bases, choose a method, test what was found."""
+"""The methods, as one table of parts (evidence, form, solver, update), and the verbs on a row: match, choose."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..running.inputs import Prepared
 
 
-def match(source: ModelLike, target: ModelLike, request: MatchRequest | None = None, **options: Any) -> Maps:
+def match(source: ModelLike, target: ModelLike, *, request: MatchRequest | None = None, **options: Any) -> Maps:
     """Finds which unit of source is which unit of target.
 
     Args:

@@ -20,7 +20,7 @@ class Update(ABC):
         transport: in the description of a method: "maps", "fit" or "train".
         is_control: whether it carries nothing of the fine-tune, as a measure for what does.
         needs_inputs: whether it needs unlabelled inputs, beside what matching needs.
-        moves_source: whether it takes the maps for what they say about source: that mapped by them is source again.
+        moves_source: whether the maps are to carry source itself, so that the mapped source is a model to check.
     """
 
     transport: ClassVar[str]

@@ -22,6 +22,7 @@ def inspect_models(
     source: ModelLike,
     tuned: ModelLike | None = None,
     target: ModelLike | None = None,
+    *,
     request: InspectRequest | None = None,
     **options: Any,
 ) -> dict[str, Any]:

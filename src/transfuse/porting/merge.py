@@ -29,6 +29,7 @@ def merge(
     source: ModelLike,
     target: ModelLike,
     tuned: Sequence[ModelLike],
+    *,
     request: MergeRequest | None = None,
     **options: Any,
 ) -> PortResult:
@@ -78,10 +79,10 @@ def _ports(source: ModelLike, target: ModelLike, tuned: Sequence[ModelLike], ask
     match = asked.match
     if match.maps is None:
         match = replace(match, method=method_for_maps(match.method).name)
-    results = [port(source, tuned[0], target, asked.shared(PortRequest, match=match, output=Output()))]
+    results = [port(source, tuned[0], target, request=asked.shared(PortRequest, match=match, output=Output()))]
     maps, unchecked = results[0].maps, Check(null_trials=0, verify=False)
     again = {"match": replace(match, maps=maps, method=AUTO), "check": unchecked, "output": Output()}
-    return results + [port(source, other, target, asked.shared(PortRequest, **again)) for other in tuned[1:]]
+    return results + [port(source, other, target, request=asked.shared(PortRequest, **again)) for other in tuned[1:]]
 
 
 def _about(result: PortResult) -> dict[str, Any]:

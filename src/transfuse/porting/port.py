@@ -31,6 +31,7 @@ def port(
     source: ModelLike,
     tuned: ModelLike,
     target: ModelLike,
+    *,
     request: PortRequest | None = None,
     **options: Any,
 ) -> PortResult:

@@ -22,6 +22,7 @@ DEFAULT_EPOCHS = 3.0
 def evaluate(
     model: str | os.PathLike[str] | Checkpoint,
     task: TaskSpec | str | Path,
+    *,
     request: EvaluateRequest | None = None,
     **options: Any,
 ) -> dict[str, float]:
@@ -50,6 +51,7 @@ def evaluate(
 def finetune(
     base: str | os.PathLike[str],
     task: TaskSpec | str | Path,
+    *,
     request: FinetuneRequest | None = None,
     **options: Any,
 ) -> dict[str, Any]:

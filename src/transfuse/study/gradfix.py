@@ -531,6 +531,7 @@ def refine(
     tuned: ModelLike,
     target: ModelLike,
     task: TaskSpec | str | Path,
+    *,
     request: RefineRequest | None = None,
     **options: Any,
 ) -> PortResult:
@@ -557,7 +558,7 @@ def refine(
     asked = RefineRequest.asked(request, options)
     mask, run, out, task = asked.mask, asked.run, asked.output.out, load_task(task)
     check_place(asked, (source, tuned, target))
-    result = port(source, tuned, target, asked.shared(PortRequest, output=Output()))
+    result = port(source, tuned, target, request=asked.shared(PortRequest, output=Output()))
     held = result.tensors.held()
     truth = None if mask.oracle is None else true_vector(held, mask.oracle, **vars(asked.opening))
     live = live_of(held, held.at(0.0).state(), device=run.device)

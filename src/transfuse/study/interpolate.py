@@ -85,6 +85,7 @@ def interpolate(
     source: ModelLike,
     target: ModelLike,
     task: TaskSpec | str | Path,
+    *,
     request: InterpolateRequest | None = None,
     **options: Any,
 ) -> list[Curve]:

@@ -166,6 +166,7 @@ def scale(
     tuned: ModelLike,
     target: ModelLike,
     task: TaskSpec | str | Path,
+    *,
     request: ScaleRequest | None = None,
     **options: Any,
 ) -> PortResult:
@@ -188,7 +189,7 @@ def scale(
     asked = ScaleRequest.asked(request, options)
     how, run, out, task = asked.scale, asked.run, asked.output.out, load_task(task)
     check_place(asked, (source, tuned, target))
-    result = port(source, tuned, target, asked.shared(PortRequest, output=Output()))
+    result = port(source, tuned, target, request=asked.shared(PortRequest, output=Output()))
     held = result.tensors.held()
     live = live_of(held, held.at(1.0).state(), device=run.device)
     where: dict[str, Any] = {"data_dir": asked.data.data_dir, "seed": run.seed}

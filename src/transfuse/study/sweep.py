@@ -64,6 +64,7 @@ def sweep(
     tuned: ModelLike,
     target: ModelLike,
     task: TaskSpec | str | Path,
+    *,
     request: SweepRequest | None = None,
     **options: Any,
 ) -> Sweep:
@@ -82,7 +83,7 @@ def sweep(
     how, run, task = asked.sweep, asked.run, load_task(task)
     scales = check_alphas(how.alphas)
     support = None if how.support is None else load_task(how.support)
-    result = port(source, tuned, target, asked.shared(PortRequest))
+    result = port(source, tuned, target, request=asked.shared(PortRequest))
     held = result.tensors.held()
     live = live_of(held, held.at(1.0).state(), device=run.device)
     data = {"data_dir": asked.data.data_dir, "limit": asked.data.limit, "seed": run.seed, "progress": run.progress}
