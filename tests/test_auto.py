@@ -58,7 +58,7 @@ def test_goes_by_what_the_weights_say(models: dict[str, Path], target: str, meth
     found = chosen(models, target)
     assert found.method == method
     assert found.because.count(". ") >= 1 and found.because.endswith(".")
-    assert (found.inputs is not None) == (method == "functional")
+    assert found.inputs.given == (method == "functional")
     assert (found.maps is not None) == (method in ("tied", "orthogonal"))
 
 

@@ -133,7 +133,10 @@ def test_barrier_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"lambdas": (0.5, 1.5)}, "1.5 is no point"), ({"skips": "none"}, "skips are 'none'")],
+    [
+        ({"lambdas": (0.5, 1.5)}, r"lambdas are \[0.5, 1.5\]; numbers of at least 0 up to 1"),
+        ({"skips": "none"}, "skips is 'none'; one of identity, linear, rounded"),
+    ],
 )
 def test_refused_options(folder: Path, task: TaskSpec, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

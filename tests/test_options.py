@@ -73,7 +73,7 @@ COMMANDS = {
         (
             studies.Line,
             {"lambdas": [0.5, 1.5]},
-            "numbers of at least 0 up to 1, all finite and at least one, are needed",
+            "numbers of at least 0 up to 1, all finite, are needed",
         ),
         (studies.Merge, {"how": "ties", "density": 0.0}, "density is 0.0; a finite number above 0 up to 1 is needed"),
         (studies.Merge, {"density": 0.5}, "'sum' keeps every entry"),

@@ -45,6 +45,7 @@ class Option:
         words: given in place of a number ("cv").
         many: a sequence of values; the command line takes them with commas between ("commas"), or one by one
             ("repeated").
+        empty: whether such a sequence can be of none.
         exists: of a path: the command line insists that the folder is there.
         metavar: how the command line's help calls the value.
         flags: on the command line, if not `--name`; none at all for what only Python can give.
@@ -61,6 +62,7 @@ class Option:
     above: float | None = None
     words: tuple[str, ...] = ()
     many: str | None = None
+    empty: bool = False
     exists: bool = False
     metavar: str | None = None
     flags: tuple[str, ...] | None = None
@@ -79,7 +81,7 @@ class Option:
                 return found[0]
         elif isinstance(value, Sequence) and not isinstance(value, str):
             each = [self._one(one) for one in value]
-            if all(each) and (each or self.default == ()):
+            if all(each) and (each or self.empty):
                 return tuple(one[0] for one in each if one)
         raise InputError(f"{name} {'are' if self.many else 'is'} {_shown(value)}; {self.allowed()} needed")
 
@@ -113,8 +115,8 @@ class Option:
             return f"a list of such is ({said})" if self.many else f"{said} is"
         words = "".join(f", or {word!r}," for word in self.words)
         if self.many:
-            finite = "" if self.kind is int else "all finite and "
-            return f"{self._numbers('numbers')}, {finite}at least one{words}, are"
+            rest = filter(None, ["all finite" * (self.kind is float), "at least one" * (not self.empty)])
+            return f"{self._numbers('numbers')}, {' and '.join(rest)}{words}, are"
         return f"{self._numbers('a whole number' if self.kind is int else 'a finite number')}{words} is"
 
     def _numbers(self, what: str) -> str:

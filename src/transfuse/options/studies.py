@@ -168,7 +168,7 @@ class Line(Group):
 
     points: int = option(11, "Points on the line.", minimum=2)
     lambdas: tuple[float, ...] | None = option(
-        None, "The points themselves.", kind=float, many="commas", minimum=0, maximum=1, flags=()
+        None, "The points themselves.", kind=float, many="commas", empty=True, minimum=0, maximum=1, flags=()
     )
     skips: str | None = option(
         None,
@@ -206,7 +206,7 @@ class Train(Group):
     schedule: str = option("cosine", "How it goes on.", choices=("cosine", "constant"), expert=True)
     augment: str = option("none", "What is done to images.", choices=("none", "flip-crop", "shift"))
     freeze: tuple[str, ...] = option(
-        (), "Parameters that stay as they are; may be repeated.", kind=str, many="repeated", metavar="REGEX"
+        (), "Parameters that stay as they are; may be repeated.", kind=str, many="repeated", empty=True, metavar="REGEX"
     )
     train_text: bool = option(False, "Zero-shot tasks: train the text tower, too.")
     shots: int | None = option(None, "Rows of each class to train on.  [default: all]", kind=int, minimum=1)

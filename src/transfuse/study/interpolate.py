@@ -214,7 +214,7 @@ def _forms(maps: Maps, wanted: SkipForm | None) -> list[SkipForm]:
 
 
 def _points(line: Line) -> tuple[float, ...]:
-    given = line.lambdas or [i / (line.points - 1) for i in range(line.points)]
+    given = [i / (line.points - 1) for i in range(line.points)] if line.lambdas is None else line.lambdas
     return tuple(sorted({0.0, 0.5, 1.0, *given}))
 
 
