@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from transfuse.porting.verify import check_equivalence
 from transfuse.running.probes import Probe, Replay, probe_of_model
 from transfuse.running.taps import Seen
 from transfuse.spaces.layout import Layout, Space, tower_of
+from transfuse.update import functional
 
 DRAWN = Inputs("synthetic", count=64)
 NAMES = (
@@ -415,3 +417,49 @@ def test_methods_that_go_by_activations_need_inputs(tmp_path: Path) -> None:
     for method in ("activation", "activation-permutation", "theseus", "functional"):
         with pytest.raises(InputError, match=f"method {method} goes by activations: give unlabelled inputs"):
             transfuse.match(*places, method=method)
+
+
+# --- two masks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["no-mask-of-the-decoder", "masks-of-both"])
+def test_every_tower_has_its_own_mask(masked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts and answers of one length, the texts padded: no answer is cut by the mask of its text, nor the reverse."""
+    next(case for case in CASES if case.name == "T5ForConditionalGeneration").source.save(tmp_path / "t5", 0)
+    models, probe = probed(tmp_path / "t5")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 30, (2, 4, 6), generator=generator)
+    masks = [(torch.arange(6) < torch.tensor(lengths)[:, None]).long() for lengths in ([6, 4, 3, 2], [1, 6, 5, 5])]
+    batch = {"input_ids": ids[0], "attention_mask": masks[0], "decoder_input_ids": ids[1]}
+    batch |= {"decoder_attention_mask": masks[1]} if masked else {}
+    kept = {"encoder": masks[0].bool(), "decoder": masks[1].bool() if masked else torch.ones(4, 6).bool()}
+
+    def tower(name: str) -> str:
+        of_encoder = name.startswith("encoder.") or re.search(r"EncDecAttention\.[kv]\.", name)
+        return "encoder" if of_encoder else "decoder"
+
+    inputs = prepared(batch, 4)
+    form = models.layout.with_ties(streams="junction")
+    seen = probe.see(batch, list(probe.sites))
+    found = collect(probe, probe, form, inputs)
+    assert {tower(name) for one in found.values() for name in one} == {"encoder", "decoder"}
+    for space, one in found.items():
+        for name, moments in one.items():
+            assert moments.rows == int(kept[tower(name)].sum()), (space, name)
+            if "/" in space and not name.endswith(".o.weight"):
+                torch.testing.assert_close(moments.target, seen[name].y[kept[tower(name)]].double().sum(0), msg=name)
+
+    fitted: dict[str, float] = {}
+
+    def noted(student: Probe, site: Any, halves: Any, ridge: float | None) -> dict[str, Tensor]:
+        fitted[site.name] = halves[0].weight + halves[1].weight
+        return {}
+
+    means = functional._means(functional.Teachers(probe, probe, probe, Maps({})), form, list(seen), inputs)
+    for name, (mine, _) in means.items():
+        torch.testing.assert_close(mine, seen[name].y[kept[tower(name)]].double().mean(0), msg=name)
+    monkeypatch.setattr(functional, "_solved", noted)
+    functional.fit(probe, functional.Teachers(probe, probe, probe, Maps({})), form, inputs, functional.FitOptions())
+    assert {tower(name) for name in fitted} == {"encoder", "decoder"}
+    for name, weight in fitted.items():
+        assert weight == int(kept[tower(name)].sum()) + 7 * 4, name  # the first token of each counts 8

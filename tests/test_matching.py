@@ -16,7 +16,7 @@ from transformers import BertForMaskedLM
 
 from plain_transfusion import plain_transfusion
 from tiny import State, add_noise, bert, planted, state_of, vit
-from transfuse import Maps, match
+from transfuse import Maps, match, port
 from transfuse.errors import InputError
 from transfuse.evidence.null import stored_null
 from transfuse.evidence.relation import relation
@@ -402,3 +402,34 @@ def test_null_test_of_one_trial_has_a_spread() -> None:
     assert found is not None
     null = found["model"]
     assert null.z == pytest.approx((null.matched - max(null.entries[0], null.orders[0])) / 0.005)
+
+
+def wide_queries(seed: int, order: torch.Tensor | None = None) -> State:
+    """A BERT whose queries and keys are wider (24) than its values (16); with an order, in that order inside heads."""
+    state = {**state_of(bert(seed=seed))}
+    generator = torch.Generator().manual_seed(seed)
+    for layer, leaf in ((layer, leaf) for layer in range(2) for leaf in ("query", "key")):
+        name = f"encoder.layer.{layer}.attention.self.{leaf}"
+        state[f"{name}.weight"] = torch.randn(24, 16, dtype=torch.float64, generator=generator)
+        state[f"{name}.bias"] = torch.randn(24, dtype=torch.float64, generator=generator)
+        if order is not None:
+            state |= {one: state[one][order] for one in (f"{name}.weight", f"{name}.bias")}
+    return state
+
+
+@pytest.mark.parametrize("method", ["transfusion", "brute-force", "git-rebasin"])
+def test_q_and_k_of_another_width_than_v(method: str, caplog: pytest.LogCaptureFixture):
+    """They cannot share the map of v: both are found, each of its own size, and that is said."""
+    order = torch.cat([torch.tensor([2, 0, 1, 5, 4, 3]) + 6 * head for head in range(4)])
+    source, target, config = wide_queries(0), wide_queries(0, order), bert().config.to_dict()
+    maps = match(source, target, method=method, config=config, null_trials=0)
+    assert maps.tie_qkv and maps.report["split_heads"] == ["heads.0/head.0", "heads.1/head.1"]
+    assert "heads.0 (24 and 16), heads.1 (24 and 16)" in caplog.text
+    for layer in range(2):
+        qk, vo = (maps[f"heads.{layer}/{part}.{layer}"] for part in ("qk", "vo"))
+        assert qk is not None and vo is not None and (qk.size, vo.size) == (24, 16)
+        assert torch.equal(qk.matrix(), torch.eye(24, dtype=torch.float64)[order]) and vo.is_identity
+    tuned = {name: 1.01 * one for name, one in source.items()}
+    result = port(source, tuned, target, maps=maps, config=config, verify=False, null_trials=0)
+    for name, one in result.state_dict().items():
+        torch.testing.assert_close(one, 1.01 * target[name])

@@ -9,8 +9,10 @@ import os
 import shutil
 import stat
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import safetensors.torch
@@ -21,6 +23,8 @@ from transformers import AutoModel, BertConfig, BertModel
 from transfuse.errors import InputError
 from transfuse.files import writing
 from transfuse.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from transfuse.files.reading import DTYPES
+from transfuse.files.streaming import Misformed
 from transfuse.files.writing import check_output, plan_like, write_checkpoint
 
 TENSORS = {name: torch.full((4, 3), float(number)) for number, name in enumerate("abcd")}
@@ -28,7 +32,8 @@ TWO = {"model-00001-of-00002.safetensors": ["a", "b"], "model-00002-of-00002.saf
 
 
 def write(out: Path, **changes: object) -> None:
-    given = {"plan": TWO, "read": TENSORS.__getitem__, "files": {"config.json": "{}"}, "copy_from": None, **changes}
+    read = {"form": TENSORS.__getitem__, "read": TENSORS.__getitem__}
+    given = {"plan": TWO, **read, "files": {"config.json": "{}"}, "copy_from": None, **changes}
     write_checkpoint(out, **given)  # pyright: ignore[reportArgumentType]
 
 
@@ -51,7 +56,8 @@ def test_as_transformers_writes_it(tmp_path: Path, options: dict) -> None:
     model = tiny(tmp_path / "target", **options)
     target = open_checkpoint(tmp_path / "target")
     plan = plan_like(target, {name: name for name in target}, [])
-    write(tmp_path / "out", plan=plan, read=target.tensor, files={}, copy_from=target.companions)
+    form = target.headers.__getitem__
+    write(tmp_path / "out", plan=plan, form=form, read=target.tensor, files={}, copy_from=target.companions)
     expected, found = contents(tmp_path / "target"), contents(tmp_path / "out")
     assert found.keys() == expected.keys()
     if options:
@@ -67,7 +73,7 @@ def test_as_transformers_writes_it(tmp_path: Path, options: dict) -> None:
 def test_details_of_the_files(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     odd = {"a": base, "b": base[1:2], "c": base.T, "d": torch.nn.Parameter(base.to(torch.bfloat16))}
-    write(tmp_path / "out", read=odd.__getitem__, index_metadata={"by": "x"},
+    write(tmp_path / "out", form=odd.__getitem__, read=odd.__getitem__, index_metadata={"by": "x"},
           files={"config.json": "{\"é\": 1}", "sub/x.bytes": b"\0\1"})  # fmt: skip
     opened = open_checkpoint(tmp_path / "out")
     assert all(torch.equal(opened.tensor(name), odd[name]) for name in odd)
@@ -85,12 +91,49 @@ def test_details_of_the_files(tmp_path: Path) -> None:
     assert (tmp_path / "out/sub/x.bytes").read_bytes() == b"\0\1" and os.listdir(tmp_path) == ["out"]
 
 
-def test_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    save = safetensors.torch.save_file
-    monkeypatch.setattr(safetensors.torch, "save_file", lambda t, p, **k: (events.append("save"), save(t, p, **k)))
-    write(tmp_path / "out", read=lambda name: (events.append(name), TENSORS[name])[1])
-    assert events == ["a", "b", "save", "c", "d", "save"]
+def test_one_tensor_at_a_time(tmp_path: Path) -> None:
+    events: list[tuple[str, int, int]] = []
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def read(name: str) -> torch.Tensor:
+        files = len(list(tmp_path.glob(".out.partial-*/*.safetensors")))
+        events.append((name, files, sum(one() is not None for one in made)))
+        tensor = TENSORS[name].clone()
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    write(tmp_path / "out", read=read)
+    assert events == [("a", 1, 0), ("b", 1, 0), ("c", 2, 0), ("d", 2, 0)]
+
+
+DTYPES_OF_FILES = sorted(set(DTYPES.values()), key=str)
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_byte_for_byte_what_save_file_writes(tmp_path: Path, in_pieces: bool) -> None:
+    held = {f'{i % 3}.é\n"\\{i}': torch.arange(15.0).view(5, 3).to(d) for i, d in enumerate(DTYPES_OF_FILES)}
+    held |= {"scalar": torch.tensor(2.0), "none": torch.zeros(0, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+    safetensors.torch.save_file(held, tmp_path / "expected.safetensors", metadata={"format": "pt"})
+    read = (lambda name: held[name].reshape(-1).split(4)) if in_pieces else held.__getitem__
+    plan = {"model.safetensors": sorted(held, reverse=True)}
+    write(tmp_path / "out", plan=plan, form=held.__getitem__, read=read)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        torch.ones(3, 4),
+        torch.ones(4, 3).double(),
+        [torch.ones(11)],
+        [torch.ones(12), torch.ones(1)],
+        [torch.ones(12).half()],
+    ],
+)
+def test_what_is_not_as_announced_is_an_error(tmp_path: Path, made: object) -> None:
+    with pytest.raises(Misformed, match="tensor 'a'"):
+        write(tmp_path / "out", read=lambda name: made)
+    assert not list(tmp_path.iterdir())
 
 
 COPIED = """
@@ -205,18 +248,22 @@ def test_bad_names(tmp_path: Path, changes: dict) -> None:
 
 
 def _full(number: int) -> Callable[..., None]:
-    """A save_file that fails with a part written, on the given call."""
+    """A disk that is full, with a part written, on the given call."""
     calls: list[int] = []
-    save = safetensors.torch.save_file
 
-    def save_file(tensors: dict, path: Path, **options: object) -> None:
+    def put(file: BinaryIO, content: bytes) -> None:
         calls.append(1)
         if len(calls) == number:
-            path.write_bytes(b"half")
+            file.write(content[:4])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(tensors, path, **options)  # pyright: ignore[reportArgumentType]
+        file.write(content)
 
-    return save_file
+    return put
+
+
+def _no_copy(source: Path, target: Path) -> None:
+    target.write_bytes(b"half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _raising(error: BaseException) -> Callable[..., torch.Tensor]:
@@ -237,7 +284,7 @@ def _no_rename(old: Path, new: Path) -> Path:
 
 FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], dict], type[BaseException], str]] = {
     "disk full": (
-        lambda patch: patch.setattr(safetensors.torch, "save_file", _full(2)) or {},
+        lambda patch: patch.setattr(writing, "_put", _full(5)) or {},  # a header and two tensors in each file
         InputError,
         "out/model-00002-of-00002.safetensors: cannot be written: No space left on device",
     ),
@@ -246,7 +293,7 @@ FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], dict], type[BaseExcepti
     "read fails in the system": (lambda patch: {"read": _raising(OSError(5, "in"))}, OSError, "in"),
     "rename fails": (lambda patch: patch.setattr(Path, "rename", _no_rename) or {}, InputError, "Input/output error"),
     "copy fails": (
-        lambda patch: patch.setattr(shutil, "copyfile", _full(1)) or {"copy_from": Path("source")},
+        lambda patch: patch.setattr(shutil, "copyfile", _no_copy) or {"copy_from": Path("source")},
         InputError,
         "out: cannot be written: No space left on device",
     ),
@@ -286,7 +333,7 @@ def test_disk_really_full(small_disk: Path, existing: bool) -> None:
         make(small_disk / "out", ["config.json"])
     before = contents(small_disk)
     with pytest.raises(InputError, match=r"out/model-00002-of-00002\.safetensors: .*No space left on device"):
-        write(small_disk / "out", read=lambda name: torch.zeros(20_000), force=existing)
+        write(small_disk / "out", **dict.fromkeys(("form", "read"), lambda name: torch.zeros(20_000)), force=existing)
     assert contents(small_disk) == before and os.listdir(small_disk) == (["out"] if existing else [])
 
 

@@ -20,7 +20,7 @@ from ..maps.algebra import Map
 from ..maps.transport import part_slices
 from ..models.model import Models
 from ..running.inputs import Prepared
-from ..running.probes import Probe, batches, probe_of_model, probe_of_source, rows_of
+from ..running.probes import Probe, batches, mask_of, probe_of_model, probe_of_source, rows_of
 from ..running.taps import Seen, Site
 from ..spaces.layout import Layout, is_stream, of_module
 
@@ -166,17 +166,16 @@ def collect(
     for batch in tqdm(
         batches(inputs, size), total=-(-len(inputs) // size), desc="activations", unit="batch", disable=not progress
     ):
-        mask = batch.get("attention_mask")
         right, left = source.see(batch, seen_there), target.see(batch, seen_here)
         for space, mine, its in starts:
             if mine in left and its in right:
-                _add(found, space, mine, (left[mine].carry, right[its].carry), mask)
+                _add(found, space, mine, (left[mine].carry, right[its].carry), mask_of(batch, target.sites[mine]))
         for name in shared:
             if name in left and name in right:
                 sites = target.sites[name], source.sites[name]
                 begins = spaces is None or spaces.get(str(sites[0].carried)) == sites[1].carried
                 for space, pair in _activations(form, sites, left[name], right[name], begins=begins):
-                    _add(found, space, name, pair, mask)
+                    _add(found, space, name, pair, mask_of(batch, sites[0]))
     return found
 
 

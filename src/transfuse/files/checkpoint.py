@@ -104,7 +104,7 @@ class Checkpoint:
             InputError: as `tensor`, but what was read before a NaN or inf has been given by then.
         """
         for block in self.raw_blocks(name):
-            if name not in self.known.finite and not _is_finite(block):
+            if name not in self.known.finite and not is_finite(block):
                 self.tensor(name)  # says where
             yield block
         self.known.finite.add(name)
@@ -388,13 +388,14 @@ def _refuse_unmergeable(where: str, config: Mapping[str, Any], headers: Mapping[
 def _first_not_finite(tensor: torch.Tensor) -> tuple[int, ...] | None:
     if not tensor.is_floating_point() or not tensor.numel():
         return None
-    if _is_finite(tensor):
+    if is_finite(tensor):
         return None
     flat = torch.isfinite(tensor).logical_not().reshape(-1).nonzero()[0, 0]
     return tuple(int(i) for i in torch.unravel_index(flat, tensor.shape))
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has neither NaN nor inf."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     if math.isfinite(tensor.sum()):

@@ -16,14 +16,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
+from typing import Any, BinaryIO
 
 from ..errors import InputError
 from .checkpoint import Checkpoint
+from .streaming import Formed, Pieces, numel, write_safetensors
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +36,6 @@ _LEFT_OUT_PATTERN = re.compile(
     r"\..*|.*\.pyc?|.*\.index(\.json)?|.*\.map\.json|openvino.*\.xml|.*\.data-\d+-of-\d+|.*\.ml(package|modelc)"
     r"|checkpoint-\d+"
 )
-_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def check_output(out: Path, *, force: bool) -> None:
@@ -81,19 +77,22 @@ def write_checkpoint(
     out: Path,
     *,
     plan: Mapping[str, Sequence[str]],
-    read: Callable[[str], torch.Tensor],
+    form: Callable[[str], Formed],
+    read: Callable[[str], Pieces],
     files: Mapping[str, bytes | str],
     copy_from: Path | None,
     index_metadata: Mapping[str, Any] | None = None,
     finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
     force: bool = False,
 ) -> None:
-    """Writes a model folder; needs memory for the largest shard.
+    """Writes a model folder; needs memory for what `read` gives at a time.
 
     Args:
         out: The folder to make.
         plan: File name (.safetensors) -> names of the tensors in it, as `plan_like` gives it.
-        read: Gives an output tensor by its name, on any device, in the dtype to store.
+        form: Gives the shape and dtype of an output tensor by its name, before any is read.
+        read: Gives an output tensor by its name, on any device, in the dtype to store: whole, or piece by piece in
+            the order of its numbers. Called once for each, in the order of the file.
         files: Further files by name (text is stored as UTF-8); they win over copied ones.
         copy_from: Folder whose tokenizer, processor and other small files are copied; weights of any framework,
             indices, README.md, code, hidden files, maps, results and files over 200 MB are not.
@@ -114,7 +113,7 @@ def write_checkpoint(
         if copy_from is not None:
             with _explained(out):
                 _copy_companions(copy_from, partial, skip=place)
-        metadata = _write_shards(out, partial, plan, read)
+        metadata = _write_shards(out, partial, plan, form, read)
         with _explained(out):
             _write_index(partial, plan, {**metadata, **(index_metadata or {})})
             for name, content in files.items():
@@ -167,15 +166,20 @@ def _explained(out: Path) -> Iterator[None]:
 
 
 def _write_shards(
-    out: Path, partial: Path, plan: Mapping[str, Sequence[str]], read: Callable[[str], torch.Tensor]
+    out: Path,
+    partial: Path,
+    plan: Mapping[str, Sequence[str]],
+    form: Callable[[str], Formed],
+    read: Callable[[str], Pieces],
 ) -> dict[str, int]:
     """Writes the weight files and returns the metadata that transformers puts into an index."""
     totals = {"total_parameters": 0, "total_size": 0}
     for file, names in plan.items():
-        tensors = _shard(names, read)
-        _save(out / file, partial / file, tensors)
-        totals["total_parameters"] += sum(tensor.numel() for tensor in tensors.values())
-        totals["total_size"] += sum(tensor.nbytes for tensor in tensors.values())
+        forms = {name: form(name) for name in names}
+        with _new_file(out / file, partial / file) as put:
+            write_safetensors(put, forms, read)
+        totals["total_parameters"] += sum(numel(one) for one in forms.values())
+        totals["total_size"] += sum(numel(one) * one.dtype.itemsize for one in forms.values())
     return totals
 
 
@@ -187,28 +191,25 @@ def _write_index(partial: Path, plan: Mapping[str, Sequence[str]], metadata: Map
         _write_file(partial / _INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _shard(names: Sequence[str], read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name in names:
-        tensor = read(name).detach().cpu().contiguous()
-        # The format refuses tensors that share memory (tied weights, views of one tensor).
-        memory = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if memory in seen else tensor
-        seen.add(memory)
-    return tensors
+@contextmanager
+def _new_file(shown: Path, path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """A function that writes to a new file."""
 
+    def put(content: bytes | memoryview) -> None:
+        with _explained(shown):
+            _put(file, content)
 
-def _save(shown: Path, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with _explained(shown):
+        file = path.open("xb")
     try:
-        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-        # safetensors makes files that only their owner can read; give them the mode of any new file here.
-        path.chmod(path.parent.stat().st_mode & 0o666)
-    except (OSError, SafetensorError) as err:
-        # The Rust writer reports a full disk as a SafetensorError, with the system's number in the text.
-        number = _OS_ERROR.search(str(err))
-        cause = getattr(err, "strerror", None) or (os.strerror(int(number[1])) if number else str(err))
-        raise InputError(f"{shown}: cannot be written: {cause}; nothing was changed") from err
+        yield put
+    finally:
+        with _explained(shown):
+            file.close()
+
+
+def _put(file: BinaryIO, content: bytes | memoryview) -> None:
+    file.write(content)
 
 
 def _write_file(path: Path, content: bytes | str) -> None:

@@ -32,6 +32,23 @@ def transport(x: Tensor, axes: Axes, maps: SpaceMaps, *, skip: int | None = None
     return x.to(dtype)
 
 
+def moved_shape(shape: tuple[int, ...], axes: Axes, maps: SpaceMaps) -> tuple[int, ...]:
+    """The shape that `transport` gives a tensor of this one."""
+    lengths = list(shape)
+    for dim, axis in enumerate(axes.dims or ()):
+        if _moves(axis, maps):
+            found = [maps.get(part.space) if part.space else None for part in axis.parts]
+            known = [one for one in found if one is not None]
+            rest = lengths[dim] - sum(one.source_size for one in known)
+            lengths[dim] = sum(one.size for one in known) + (rest if len(known) < len(found) else 0)
+    return tuple(lengths)
+
+
+def is_moved(axes: Axes, maps: SpaceMaps) -> bool:
+    """Whether `transport` does anything to a tensor of these axes."""
+    return any(_moves(axis, maps) for axis in axes.dims or ())
+
+
 def part_slices(axis: Axis, length: int, sizes: Mapping[str, int]) -> list[tuple[Part, int, int]]:
     """(part, start, length) along an axis that is `length` long."""
     lengths = axis.sizes(length, sizes)
@@ -40,12 +57,16 @@ def part_slices(axis: Axis, length: int, sizes: Mapping[str, int]) -> list[tuple
 
 
 def _move_axis(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> Tensor:
-    if not any(p.space and p.space in maps and not maps[p.space].is_identity for p in axis.parts):
+    if not _moves(axis, maps):
         return x
     if len(axis.parts) == 1:
         return _apply(x, dim, axis.parts[0], maps)
     pieces = _split(x, dim, axis, maps)
     return torch.cat([_apply(piece, dim, part, maps) for piece, part in zip(pieces, axis.parts, strict=True)], dim)
+
+
+def _moves(axis: Axis, maps: SpaceMaps) -> bool:
+    return any(p.space and p.space in maps and not maps[p.space].is_identity for p in axis.parts)
 
 
 def _split(x: Tensor, dim: int, axis: Axis, maps: SpaceMaps) -> tuple[Tensor, ...]:

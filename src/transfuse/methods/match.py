@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -18,6 +19,9 @@ from .table import method_for_maps
 if TYPE_CHECKING:
     from ..matching.solution import Solution
     from ..running.inputs import Prepared
+    from ..spaces.layout import Layout
+
+log = logging.getLogger(__name__)
 
 
 def match(source: ModelLike, target: ModelLike, *, request: MatchRequest | None = None, **options: Any) -> Maps:
@@ -110,6 +114,7 @@ def match_models(
     }
     if not method.finds_maps:
         return Maps({}, **about)
+    split = _split_heads(models.layout) if form.tie_qkv else {}
     with models.passes.phase("match"):
         gathered = method.evidence.gather(models, form, inputs, run)
 
@@ -119,7 +124,20 @@ def match_models(
 
         found = solve(gathered)
         report = method.evidence.report(gathered, found, solve, trials=check.null_trials, seed=run.seed)
-    return Maps(found.maps, **about, report=report)
+    return Maps(found.maps, **about, report=report | split)
+
+
+def _split_heads(layout: Layout) -> dict[str, Any]:
+    """For the report: heads in which q, k and v cannot share one inner map, as the method has it."""
+    found = layout.unequal_heads()
+    if found:
+        places = ", ".join(f"{name.split('/')[0]} ({' and '.join(map(str, sizes))})" for name, sizes in found.items())
+        log.warning(
+            "q and k have another number of units than v, so they cannot share one map inside heads as this method has "
+            "it, and keep one each: %s",
+            places,
+        )
+    return {"split_heads": sorted(found)} if found else {}
 
 
 def recorded(match: Match, change: Change, run: Run, *, tie_qkv: bool) -> dict[str, Any]:

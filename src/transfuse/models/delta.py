@@ -19,5 +19,12 @@ def task_vector(source: Model, tuned: Model, name: str) -> tuple[Tensor, Tensor]
     stored = tuned.dtype(name)
     narrower = stored.itemsize < source.dtype(name).itemsize
     base, new = source.rounded(name, stored) if narrower else source.tensor(name), tuned.tensor(name)
+    return difference(base, new)
+
+
+def difference(base: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """`task_vector` of tensors of source and tuned that are seen as they are stored, or of blocks of them."""
+    if new.dtype.itemsize < base.dtype.itemsize:
+        base = base.to(new.dtype)
     dtype = torch.float64 if torch.float64 in (base.dtype, new.dtype) else torch.float32
     return new.to(dtype) - base.to(dtype), base.to(dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,19 +50,27 @@ class Model:
         """The same as it would be if it had been stored in that dtype."""
         return self.checkpoint.rounded(self._on_disk(name), dtype)
 
-    def _on_disk(self, name: str) -> str:
-        return self.disk[self.tied[name] if name not in self.disk and self.tied.get(name) in self.disk else name]
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Its numbers in order, as `Checkpoint.blocks` gives them."""
+        return self.checkpoint.blocks(self._on_disk(name))
+
+    def is_as_stored(self, name: str) -> bool:
+        """Whether a tensor is seen as it is stored, and not with the inputs of another model."""
+        return self._on_disk(name) not in self.checkpoint.changes
 
     def __contains__(self, name: str) -> bool:
         return name in self.disk or self.tied.get(name) in self.disk
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
-        return self.checkpoint.headers[self.disk.get(name) or self.disk[self.tied[name]]].shape
+        return self.checkpoint.headers[self._on_disk(name)].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Data type of a tensor on disk."""
-        return self.checkpoint.headers[self.disk.get(name) or self.disk[self.tied[name]]].dtype
+        return self.checkpoint.headers[self._on_disk(name)].dtype
+
+    def _on_disk(self, name: str) -> str:
+        return self.disk.get(name) or self.disk[self.tied.get(name, name)]
 
     def floats(self) -> list[str]:
         """Canonical names of the floating-point tensors on disk; the others are buffers, never moved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,3 +33,12 @@ def dot(one: Tensor, other: Tensor) -> float:
     for left, right in zip(*pieces, strict=True):
         total += float(torch.dot(scratch.numbers(0, left), scratch.numbers(1, right)))
     return total
+
+
+def count_equal(one: Tensor, other: Tensor | float) -> int:
+    """How many numbers of one tensor, float32 or float64, equal those of another, or a number.
+
+    By NumPy, which compares several times faster than torch does.
+    """
+    right = other.detach().cpu().numpy() if isinstance(other, Tensor) else other
+    return int(np.count_nonzero(np.equal(one.detach().cpu().numpy(), right)))

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError, VerificationError
@@ -65,6 +66,7 @@ def convert(
     write_checkpoint(
         place,
         plan={"model.safetensors": list(found.pieces)},
+        form=lambda name: _form(checkpoint, found.pieces[name]),
         read=lambda name: _read(checkpoint, found.pieces[name]),
         files={"config.json": _json(found.config), **files},
         copy_from=None,
@@ -81,7 +83,17 @@ def convert(
 
 
 def _read(checkpoint: Checkpoint, piece: Piece) -> Tensor:
-    tensor = piece.of(checkpoint.tensor(piece.name))
+    return _taken(piece, checkpoint.tensor(piece.name))
+
+
+def _form(checkpoint: Checkpoint, piece: Piece) -> Tensor:
+    """A tensor without numbers, of the shape and dtype of the one that is written."""
+    info = checkpoint.headers[piece.name]
+    return _taken(piece, torch.empty(info.shape, dtype=info.dtype, device="meta"))
+
+
+def _taken(piece: Piece, stored: Tensor) -> Tensor:
+    tensor = piece.of(stored)
     # open_clip can store the scale as a vector of one.
     return tensor.reshape(()) if piece.name == "logit_scale" else tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ def write_port(
     file, config = output_config(plan, models)
     bar = tqdm(total=len(tensors.steps), desc="writing", unit="tensor", disable=not progress)
 
-    def read(name: str) -> Tensor:
+    def read(name: str) -> Iterator[Tensor]:
         bar.update()
-        return tensors.read(name)
+        return tensors.pieces(name)
 
     def finish(folder: Path) -> dict[str, str]:
         result.report["lost_updates"] = tensors.lost_share
@@ -64,6 +64,7 @@ def write_port(
         write_checkpoint(
             out,
             plan=output_files(plan, models.target),
+            form=tensors.form,
             read=read,
             files={file: json.dumps(config, indent=2, sort_keys=True) + "\n"} if config else {},
             copy_from=models.target.checkpoint.companions,

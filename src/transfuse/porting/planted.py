@@ -80,6 +80,7 @@ def plant(
     write_checkpoint(
         place,
         plan=plan_like(target.checkpoint, {on_disk: on_disk for on_disk in names}, []),
+        form=target.checkpoint.headers.__getitem__,
         read=read,
         files={"config.json": json.dumps(dict(config), indent=2, sort_keys=True) + "\n"} if config else {},
         copy_from=target.checkpoint.companions,

@@ -21,6 +21,11 @@ from .skips import memory_names
 from .taps import Call, Seen, Site, block_of, call_of, call_order, find_sites, observe
 from .tokens import Batch
 
+_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
+_INPUTS = ("pixel_values", *_TEXTS, "decoder_input_ids", "decoder_attention_mask")
+# Which of the inputs says what is padding, by the tower whose tokens a module reads; images have none.
+_MASKS = {"decoder": "decoder_attention_mask", "vision": None}
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -77,7 +82,7 @@ class Probe:
         inputs: dict[str, Any] = {
             name: x.to(parameter.device, parameter.dtype if x.is_floating_point() else x.dtype)
             for name, x in batch.items()
-            if name in ("pixel_values", "input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
+            if name in _INPUTS
         }
         for wanted, method in (("pixel_values", "get_image_features"), ("input_ids", "get_text_features")):
             if wanted in inputs and hasattr(self.module, method):
@@ -161,6 +166,12 @@ def _probe(module: nn.Module, layout: Layout, config: Mapping[str, object]) -> P
 
 def _single(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
+
+
+def mask_of(batch: Batch, site: Site) -> Tensor | None:
+    """(n, t), which of the tokens that enter a site are none of the padding; None: all of them."""
+    name = _MASKS.get(site.reads, "attention_mask")
+    return None if name is None else batch.get(name)
 
 
 def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..families.registry import FAMILIES
+from ..spaces.axes import parse_axes
 from ..spaces.layout import Layout, is_linear, tower_of
 from .skips import shared_path, sum_behind
 
@@ -33,6 +35,7 @@ class Site:
         post: which of the two it is.
         scale: name in memory of a LayerScale between the module and the sum.
         carried: the space of what the sum had before.
+        reads: the tower whose tokens enter it: in a decoder's layer the encoder's, where it attends to those.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Site:
     post: bool = False
     scale: str | None = None
     carried: str | None = None
+    reads: str = ""
 
     @property
     def module(self) -> str:
@@ -96,9 +100,18 @@ def find_sites(model: nn.Module, layout: Layout, names: Mapping[str, str]) -> di
             names[name],
             tuple(module.weight.shape),  # type: ignore[union-attr]
             transposed=into == 0,
+            reads=_tower_read(name, layout),
             **_sum_of(name, layout, names),
         )
     return found
+
+
+def _tower_read(name: str, layout: Layout) -> str:
+    """The tower whose tokens a module reads, from the family's table: in a layout, towers can share a space."""
+    row = FAMILIES[layout.family].row_of(name) if layout.family in FAMILIES else None
+    axes = layout.params[name] if row is None else parse_axes(row.axes)
+    spaces = (part.space for dim in axes.inputs for part in (axes.dims or ())[dim].parts)
+    return next((tower_of(space) for space in spaces if space), "" if row is None else row.tower.name.rstrip("."))
 
 
 def _sum_of(name: str, layout: Layout, names: Mapping[str, str]) -> dict[str, Any]:

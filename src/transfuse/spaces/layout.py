@@ -99,6 +99,13 @@ class Layout:
         same = {_whole_stream(one): _whole_stream(other) for one, other in self.ties.items()}
         return same.get(_whole_stream(space), _whole_stream(space))
 
+    def unequal_heads(self) -> dict[str, tuple[int, ...]]:
+        """Heads whose q and k are of another width than v: name they would have as one space -> their sizes."""
+        sizes: dict[str, dict[int, None]] = {}
+        for name, space in self.spaces.items():
+            sizes.setdefault(_whole_head(name), {})[space.size] = None
+        return {name: tuple(found) for name, found in sizes.items() if len(found) > 1}
+
     def with_ties(self, *, streams: str = "tied", tie_qkv: bool = False, flat_heads: bool = False) -> Layout:
         """The layout in which spaces are united.
 
@@ -108,13 +115,16 @@ class Layout:
                 12). "module": every linear module has an input and an output space of its own, so that maps need not
                 agree (Theseus); what is between modules keeps its junction.
             tie_qkv: one inner map for q, k and v of a head (the paper's), instead of one for q and k, one for v and o.
+                Where q and k are of another width than v there is no such map, and they keep one each.
             flat_heads: the units of all heads are one set, as if attention were a plain linear layer (Git Re-Basin).
         """
+
+        unequal = self.unequal_heads()
 
         def new_name(space: str) -> str:
             if streams == "tied":
                 space = self.tied_stream(space)
-            return re.sub(r"/(qk|vo)\.", "/head.", space) if tie_qkv else space
+            return _whole_head(space) if tie_qkv and _whole_head(space) not in unequal else space
 
         spaces: dict[str, Space] = {}
         for space in self.spaces.values():
@@ -212,3 +222,7 @@ def forward_position(space: str) -> tuple[int, float, str]:
 
 def _whole_stream(space: str) -> str:
     return re.sub(r"(^|\.)stream\.\d+$", r"\1stream", space)
+
+
+def _whole_head(space: str) -> str:
+    return re.sub(r"/(qk|vo)\.", "/head.", space)

@@ -139,7 +139,8 @@ def save(
     write_checkpoint(
         out,
         plan=checkpoint.shards,
-        read=checkpoint.tensor,
+        form=checkpoint.headers.__getitem__,
+        read=checkpoint.blocks,
         files={**own, **files},
         copy_from=companions,
         force=force,

@@ -42,6 +42,7 @@ def write_open_clip(
     write_checkpoint(
         out,
         plan={WEIGHT_FILE: list(state)},
+        form=state.__getitem__,
         read=state.__getitem__,
         files={**files, CONFIG_FILE: json.dumps(dict(config), indent=2) + "\n"},
         copy_from=None,

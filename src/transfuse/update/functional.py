@@ -26,7 +26,7 @@ from ..maps.collection import Maps
 from ..maps.transport import part_slices
 from ..matching.procrustes import best_rotation
 from ..running.inputs import Prepared
-from ..running.probes import Probe, Replay, batches, probe_of_live, probe_of_model, probe_of_source, rows_of
+from ..running.probes import Probe, Replay, batches, mask_of, probe_of_live, probe_of_model, probe_of_source, rows_of
 from ..running.taps import Seen, Site
 from ..spaces.layout import Layout, is_embedding
 from .live import live_of
@@ -188,7 +188,7 @@ def fit(
             seen, wanted = (one.see(number, batch, stage) for one in replays)
             for name in stage:
                 goal = _goal(student.sites[name], teachers, form, wanted[name], means.get(name))
-                _add(fits[name], seen[name], goal, batch.get("attention_mask"), options.first, done)
+                _add(fits[name], seen[name], goal, mask_of(batch, student.sites[name]), options.first, done)
             done += len(next(iter(batch.values())))
         for name, one in fits.items():
             found |= _solved(student, student.sites[name], one, options.ridge)
@@ -226,11 +226,10 @@ def _means(teachers: Teachers, form: Layout, names: list[str], inputs: Prepared)
     sums: dict[str, list[Tensor]] = {}
     rows: dict[str, int] = {}
     for batch in batches(inputs, teachers.target.size_of(inputs, names)):
-        mask = batch.get("attention_mask")
         seen = [probe.see(batch, names) for probe in (teachers.source, teachers.target)]
         for name in names:
             if all(name in one for one in seen):
-                found = [rows_of(one[name].y, mask) for one in seen]
+                found = [rows_of(one[name].y, mask_of(batch, teachers.target.sites[name])) for one in seen]
                 old = sums.get(name, [torch.zeros(()), torch.zeros(())])
                 news = [one.sum(0, dtype=torch.float64) for one in found]
                 sums[name] = [total.to(new) + new for total, new in zip(old, news, strict=True)]

@@ -8,7 +8,7 @@ are made of, and can be pickled as far as that can.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,10 @@ class Update(ABC):
     @abstractmethod
     def of(self, name: str) -> Tensor:
         """The change to one of these tensors, in the shape of target's; float32 or float64."""
+
+    def blocks(self, name: str) -> Iterator[Tensor] | None:
+        """The numbers of `of(name)` in order, `reading.BLOCK` at a time; None where that needs the whole tensor."""
+        return None
 
     def scaled(self, by: Scale) -> Update:
         """This update, scaled: as a whole, or with a scale for each of its tensors."""

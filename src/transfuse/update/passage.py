@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..maps.algebra import Map, Orthogonal
 from ..maps.collection import Maps
-from ..maps.transport import SpaceMaps, transport
+from ..maps.transport import SpaceMaps, is_moved, moved_shape, transport
 from ..models.folding import NO_FOLDING, Folding, norm_folding
 from ..models.model import Model, Models
 from ..models.resizing import in_order
@@ -66,7 +66,7 @@ class Passage:
 
         Of a change that has no place there (other public widths: a joint embedding, say) nothing is left.
         """
-        if self.models.resizing is not None and not self._has_place(name, x):
+        if self.models.resizing is not None and not self._has_place(name, tuple(x.shape)):
             return torch.zeros(self.models.target.shape(name), dtype=x.dtype)
         moved = transport(x, self.layout.params[name], self.spaces)
         return self.folding.unfold(self.models.target, name, moved)
@@ -81,12 +81,23 @@ class Passage:
         """One tensor of a model in source's coordinates as it is; units in order where target has more or fewer."""
         return transport(model.tensor(name), self.layout.params[name], self.in_order)
 
+    def moves(self, name: str) -> bool:
+        """Whether anything at all happens to a tensor on the way."""
+        other = name in self.folding.factors or self.models.resizing is not None
+        return other or is_moved(self.layout.params[name], self.spaces)
+
+    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that `move` gives a tensor of this one."""
+        if self.models.resizing is not None and not self._has_place(name, shape):
+            return self.models.target.shape(name)
+        return moved_shape(shape, self.layout.params[name], self.spaces)
+
     def reaches(self, name: str) -> bool:
         """Whether every space of a tensor that can move has a map."""
         spaces = self.layout.params[name].spaces
         return bool(spaces) and all(one in self.maps.spaces or not self.layout.spaces[one].moves for one in spaces)
 
-    def _has_place(self, name: str, x: Tensor) -> bool:
+    def _has_place(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether every axis is as long as its spaces are in source, and comes out as long as it is in target."""
         if name not in self.models.target:
             return True  # a head of tuned's own
@@ -95,11 +106,11 @@ class Passage:
             known = [part.space for part in axis.parts if part.space is not None]
             if len(known) == len(axis.parts):
                 sizes = [self.spaces[s].source_size if s in self.spaces else layout.spaces[s].size for s in known]
-                if sum(sizes) != x.shape[dim]:
+                if sum(sizes) != shape[dim]:
                     return False
-            elif x.shape[dim] != target[dim]:
+            elif shape[dim] != target[dim]:
                 return False
-        return layout.params[name].dims is not None or tuple(x.shape) == target
+        return layout.params[name].dims is not None or shape == target
 
 
 def _in_order(models: Models, layout: Layout) -> dict[str, Map]:

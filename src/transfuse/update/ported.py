@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files.checkpoint import is_finite
+from ..files.reading import TensorInfo
 from ..maps.collection import Maps
 from ..models.model import Models
 from ..models.plan import Plan, Step, written_steps
+from ..models.sums import count_equal
 from ..spaces.layout import is_embedding
 from .objects import Scale, Update, dense
 from .passage import Passage
@@ -37,6 +40,13 @@ class Heads:
             return self.found[name]
         assert self.passage.models.tuned is not None
         return self.passage.moved(self.passage.models.tuned, name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what `of` gives."""
+        if name in self.found:
+            return tuple(self.found[name].shape)
+        assert self.passage.models.tuned is not None
+        return self.passage.shape(name, self.passage.models.tuned.shape(name))
 
     def unmoved(self, name: str) -> Tensor:
         """The same as it is in tuned; units in order where target has more or fewer."""
@@ -117,11 +127,40 @@ class Ported:
         step = self.steps[out]
         if step.action != "add":
             return self._made(step)
-        old, update = self.models.target.tensor(step.name), self.alpha * self.update.of(step.name)
-        new = _sum(old, update)
-        nonzero = update != 0
-        self.lost[out] = (int((nonzero & (new == old)).sum()), int(nonzero.sum()))
-        return _finite(out, new)
+        new, self.lost[out] = self._added(out, self.models.target.tensor(step.name), self.update.of(step.name))
+        return new
+
+    def pieces(self, out: str) -> Iterator[Tensor]:
+        """`read` in pieces, in the order of its numbers: in blocks where no whole tensor is needed."""
+        step = self.steps[out]
+        blocks = self.update.blocks(step.name) if step.action == "add" else None
+        if step.action == "copy":
+            yield from self.models.target.blocks(step.name)
+        elif blocks is None:
+            yield self.read(out)
+        else:
+            lost = updates = 0
+            for old, change in zip(self.models.target.blocks(step.name), blocks, strict=True):
+                new, counted = self._added(out, old, change)
+                lost, updates = lost + counted[0], updates + counted[1]
+                yield new
+            self.lost[out] = lost, updates
+
+    def form(self, out: str) -> TensorInfo:
+        """Shape and dtype of the tensor of that name in the output, without reading any."""
+        step, target = self.steps[out], self.models.target
+        if step.action != "carry":
+            return TensorInfo(target.shape(step.name), target.dtype(step.name), "")
+        return TensorInfo(self.heads.shape(step.name), self.plan.dtype, "")
+
+    def _added(self, out: str, old: Tensor, change: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Target plus what is added, in target's dtype; how many updates rounding swallowed, of how many."""
+        update = change if self.alpha == 1 else self.alpha * change
+        wide = old.to(torch.promote_types(old.dtype, update.dtype))
+        new = (wide + update).to(old.dtype)
+        still = count_equal(update, 0.0)
+        unchanged = count_equal(new.to(wide.dtype), wide)  # all that nothing is added to, and what is lost
+        return _finite(out, new), (unchanged - still, update.numel() - still)
 
     def change(self, out: str) -> Tensor:
         """What is added at alpha 1 to the tensor of that name in the output; see `added`."""
@@ -173,6 +212,6 @@ def _sum(old: Tensor, update: Tensor) -> Tensor:
 
 def _finite(out: str, x: Tensor) -> Tensor:
     """Inputs are finite, but their sum need not be in the dtype of target."""
-    if x.numel() and not torch.isfinite(torch.stack(x.aminmax())).all():
+    if not is_finite(x):
         raise InputError(f"tensor {out!r} of the output overflows {x.dtype}, the dtype of target: is alpha too large?")
     return x

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..models.delta import task_vector
+from ..models.delta import difference, task_vector
 from ..models.model import Model
 from .objects import Update
 from .passage import Passage
@@ -38,6 +38,15 @@ class Transported(Update):
         if name in folding.factors:  # the gains are other ones in tuned, so the difference is taken after
             delta = folding.fold(models.tuned, name, base + delta) - folding.fold(models.source, name, base)
         return self.passage.move(name, delta)
+
+    def blocks(self, name: str) -> Iterator[Tensor] | None:
+        models, partner = self.passage.models, self.passage.models.source_name(name)
+        assert partner is not None and models.tuned is not None
+        both = models.source, models.tuned
+        if self.passage.moves(name) or not all(model.is_as_stored(partner) for model in both):
+            return None
+        pairs = zip(*(model.blocks(partner) for model in both), strict=True)
+        return (difference(base, new)[0] for base, new in pairs)
 
 
 @dataclass(frozen=True, eq=False)
