@@ -20,9 +20,9 @@ from transfuse import port
 from transfuse.evidence.activations import collect
 from transfuse.methods.table import METHODS
 from transfuse.models.opening import open_models
+from transfuse.options.groups import Inputs
 from transfuse.running.live import of_checkpoint
 from transfuse.running.probes import probe_of_model
-from transfuse.running.unlabelled import Inputs
 
 
 def main() -> None:

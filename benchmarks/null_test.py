@@ -19,9 +19,10 @@ from transfuse.evidence.null import stored_null
 from transfuse.evidence.relation import relation
 from transfuse.maps.random import random_maps
 from transfuse.maps.transport import transport
-from transfuse.methods.match import MatchOptions, match_models
+from transfuse.methods.match import match_models
 from transfuse.methods.table import METHODS
 from transfuse.models.opening import open_models
+from transfuse.options.groups import Check
 
 State = dict[str, torch.Tensor]
 STACK = {"model_type": "torch_encoder", **CONFIG}
@@ -55,7 +56,7 @@ def berts() -> None:
 
 def row(label: str, source: State, target: State, config: dict) -> None:
     models = open_models(source, target, config=config)
-    maps = match_models(models, METHODS["tied"], MatchOptions(), null_trials=3)
+    maps = match_models(models, METHODS["tied"], check=Check(null_trials=3))
     null = (stored_null(maps) or {})["model"]
     entries, orders = (sum(found) / len(found) for found in (null.entries, null.orders))
     cells = (null.identity, null.matched, entries, orders)

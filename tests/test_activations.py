@@ -24,11 +24,11 @@ from transfuse.methods.match import open_inputs
 from transfuse.methods.table import get_method
 from transfuse.models.model import Models
 from transfuse.models.opening import open_models
+from transfuse.options.groups import Inputs
 from transfuse.porting.planted import PLANTED_MAPS, plant
 from transfuse.porting.verify import check_equivalence
 from transfuse.running.probes import Probe, Replay, probe_of_model
 from transfuse.running.taps import Seen
-from transfuse.running.unlabelled import Inputs
 from transfuse.spaces.layout import Layout, Space, tower_of
 from transfuse.update import functional
 
@@ -380,7 +380,7 @@ def test_theseus_is_procrustes_at_both_ends_of_every_module(tmp_path: Path) -> N
     result = transfuse.port(*places, method="theseus", inputs=DRAWN)
     assert result.report["equivalence"] is None, "there is no mapped source"
     models = open_models(places[0], places[2], places[1])
-    drawn = open_inputs(models, get_method("theseus"), DRAWN, 0)
+    drawn = open_inputs(models, get_method("theseus"), DRAWN)
     assert drawn is not None and models.tuned is not None
     source, target = (probe_of_model(one, models.layout, "cpu") for one in (models.source, models.target))
     batches = list(drawn.batches())

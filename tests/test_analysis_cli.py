@@ -63,6 +63,9 @@ def test_interpolate(folder: Path, data: tuple[object, ...], tmp_path: Path) -> 
     ok("match", *both, "-o", tmp_path / "maps.safetensors", "-q", "--null-trials", 0)
     given = json_of("interpolate", *both, *data, "--points", 3, "--maps", tmp_path / "maps.safetensors")
     assert given == json_of("interpolate", *both, *data, "--points", 3)
+    for command, models in (("interpolate", both), ("sweep", three(folder))):
+        wrong = run(command, *models, *data, "--maps", tmp_path / "maps.safetensors", "--method", "transfusion")
+        assert wrong.exit_code == 2 and "maps bring their method along" in wrong.stderr
 
 
 def test_sweep(folder: Path, data: tuple[object, ...]) -> None:
@@ -121,8 +124,8 @@ def test_a_merge_never_replaces_its_inputs(folder: Path, tmp_path: Path) -> None
         (("sweep", "--choose-on", "test"), "best of many"),
         (("sweep", "--alphas", "1,a"), "numbers with commas"),
         (("sweep", "--alphas", "nan"), "all finite"),
-        (("sweep", "--maps", "m.safetensors", "--method", "tied"), "brings its method along"),
-        (("scale", "--shots", "1", "--lr", "0"), "learning rate 0"),
+        (("sweep", "--maps", "m.safetensors", "--method", "tied"), "m.safetensors: not a maps file"),
+        (("scale", "--shots", "1", "--lr", "0"), "'--lr': 0.0 is not in the range x>0"),
         (("scale",), "--shots"),
     ],
 )

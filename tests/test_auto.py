@@ -14,14 +14,14 @@ import digits
 import tiny
 from transfuse import InputError, port
 from transfuse.cli.common import app
-from transfuse.methods.auto import ALPHAS, Labelled, choose
-from transfuse.methods.match import MatchOptions
+from transfuse.methods.auto import ALPHAS, choose
 from transfuse.models.opening import open_models
+from transfuse.options.groups import Inputs, Labelled
+from transfuse.options.requests import PortRequest
 from transfuse.porting.planted import plant
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live
 from transfuse.running.scores import evaluate, score_dict
-from transfuse.running.unlabelled import Inputs
 
 DRAWN = Inputs("synthetic", count=16)
 
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def chosen(models: dict[str, Path], target: str, inputs: Inputs | None = None) -> Any:
     opened = open_models(models["source"], models[target], models["tuned"], need_layout=False)
-    return choose(opened, inputs, MatchOptions())
+    return choose(opened, PortRequest.of(inputs=inputs))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_goes_by_what_the_weights_say(models: dict[str, Path], target: str, meth
     found = chosen(models, target)
     assert found.method == method
     assert found.because.count(". ") >= 1 and found.because.endswith(".")
-    assert (found.inputs is not None) == (method == "functional")
+    assert found.inputs.given == (method == "functional")
     assert (found.maps is not None) == (method in ("tied", "orthogonal"))
 
 

@@ -241,7 +241,7 @@ def test_maps_bring_their_method(three: tuple[str, str, str], tmp_path: Path) ->
     maps = tmp_path / "maps"
     ok("match", three[0], three[2], "-o", maps, "--null-trials", "1")
     said = failed(2, "port", *three, "-o", tmp_path / "out", "--maps", maps, "--method", "transfusion")
-    assert "--maps brings its method along" in said
+    assert "the maps were made by method 'tied' and method 'transfusion' is asked for: maps bring their method" in said
     report = as_json("port", *three, "-o", tmp_path / "out", "--maps", maps)
     assert report["method"] == "tied" and len(report["relation"]["null"]["model"]["entries"]) == 1
 

@@ -26,18 +26,18 @@ from transfuse.evidence.activations import collect, scores_of
 from transfuse.maps.collection import Maps
 from transfuse.maps.transport import transport
 from transfuse.matching.by_space import best_maps
-from transfuse.methods.match import MatchOptions, match_models, open_inputs
+from transfuse.methods.match import match_models, open_inputs
 from transfuse.methods.table import get_method
 from transfuse.models.model import Models
 from transfuse.models.opening import open_models
 from transfuse.models.plan import make_plan
+from transfuse.options.groups import Inputs
 from transfuse.porting.merge import merge
 from transfuse.porting.planted import PLANTED_MAPS, plant
 from transfuse.running.inputs import Prepared
 from transfuse.running.live import load_live
 from transfuse.running.probes import Probe
 from transfuse.running.taps import find_sites
-from transfuse.running.unlabelled import Inputs
 from transfuse.spaces.axes import parse_axes
 from transfuse.spaces.layout import Layout, Space, is_linear
 from transfuse.update.distillation import DistilOptions, distil, distil_port, scores
@@ -222,7 +222,7 @@ def logits_of(result: PortResult | Path, inputs: Mapping[str, Tensor], kind: Any
 def opened_inputs(places: list[Path], given: Inputs = DRAWN) -> dict[str, Tensor]:
     """The inputs that a port goes by."""
     models = open_models(places[0], places[2], places[1])
-    found = open_inputs(models, get_method("functional"), given, 0)
+    found = open_inputs(models, get_method("functional"), given)
     assert found is not None
     return found.batch(torch.arange(len(found)))
 
@@ -349,7 +349,7 @@ def test_batches_do_not_matter(vits: list[Path], batch_size: int) -> None:
     found = []
     for size in (64, batch_size):
         inputs = prepared(drawn, size)
-        maps = match_models(models, row, MatchOptions(), inputs=inputs)
+        maps = match_models(models, row, inputs=inputs)
         start = transported(models, make_plan(models), maps)
         found.append(fit_port(start, inputs, FitOptions()).tensors)
     for name, one in found[0].items():
@@ -465,11 +465,11 @@ def clip_ported(places: list[Path], transport: str, count: int = 100) -> tuple[P
     """A port on images, with prompts beside them."""
     models = open_models(places[0], places[2], places[1])
     row = get_method({"fit": "functional", "train": "distillation"}[transport])
-    images = open_inputs(models, row, replace(DRAWN, count=count), 0)
+    images = open_inputs(models, row, replace(DRAWN, count=count))
     assert images is not None
     inputs = images.with_extra(prompt_input_ids=PROMPTS, prompt_attention_mask=torch.ones_like(PROMPTS))
     plan = make_plan(models)
-    maps = match_models(models, row, MatchOptions(), inputs=inputs)
+    maps = match_models(models, row, inputs=inputs)
     start = transported(models, plan, maps)
     if transport == "fit":
         found = fit_port(start, inputs, FitOptions())
@@ -515,7 +515,7 @@ def test_texts_do_not_reach_the_vision_tower(tmp_path: Path) -> None:
     ids = torch.randint(3, 31, (40, 9), generator=torch.Generator().manual_seed(0))
     ids[:, -1] = 2
     inputs = prepared({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    maps = match_models(models, get_method("functional"), MatchOptions(), inputs=inputs)
+    maps = match_models(models, get_method("functional"), inputs=inputs)
     found = fit_port(transported(models, make_plan(models), maps), inputs, FitOptions())
     fitted = found.tensors
     assert {name.split("_")[0] for name in fitted} == {"text"} and "text_projection.weight" in fitted

@@ -23,6 +23,7 @@ from transfuse.data.splits import load_split
 from transfuse.data.tasks import TaskSpec
 from transfuse.files.checkpoint import open_checkpoint
 from transfuse.maps.random import tensor_generator
+from transfuse.options.studies import Mask
 from transfuse.running.inputs import Prepared, prepare
 from transfuse.running.live import LiveModel, load_live, with_state
 from transfuse.running.scores import evaluate, score_dict
@@ -339,9 +340,8 @@ def test_refused_rules(rule: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("vote", ["majority", "mean"])
 def test_the_loss_falls_at_first_order(setting: Setting, vote: str) -> None:
     alpha = 1e-4
-    found = mask_task_vector(
-        setting.live, setting.ported, setting.task, setting.shots, MaskRule(vote=vote), alpha=alpha
-    )
+    how = Mask(per_class=8, vote=vote, alpha=alpha)
+    found = mask_task_vector(setting.live, setting.ported, setting.task, setting.shots, how)
     mask = found.report["mask"]
     assert found.report["after"] < found.report["before"] == pytest.approx(setting.loss(setting.ported.at(0.0).state()))
     assert (found.report["after"] - found.report["before"]) / alpha == pytest.approx(mask["slope"], rel=0.02)
@@ -351,7 +351,7 @@ def test_the_loss_falls_at_first_order(setting: Setting, vote: str) -> None:
 
 
 def test_the_report_counts_what_is_there(setting: Setting) -> None:
-    found = mask_task_vector(setting.live, setting.ported, setting.task, setting.shots, MaskRule(), alpha=0.5)
+    found = mask_task_vector(setting.live, setting.ported, setting.task, setting.shots, Mask(per_class=8, alpha=0.5))
     mask, votes = found.report["mask"], setting.votes()
     tau = torch.cat([setting.ported.change(out).flatten() for out in setting.names])
     left = torch.cat([found.ported.change(out).flatten() for out in setting.names])
@@ -372,7 +372,7 @@ def test_the_report_counts_what_is_there(setting: Setting) -> None:
 def test_a_zero_task_vector_is_refused(clip: Setting) -> None:
     still = clip.ported.with_update(clip.ported.update.scaled(0.0))
     with pytest.raises(InputError, match="task vector is zero"):
-        mask_task_vector(clip.live, still, clip.task, clip.shots, MaskRule())
+        mask_task_vector(clip.live, still, clip.task, clip.shots, Mask(per_class=2))
 
 
 # --- alpha ------------------------------------------------------------------------------------------------------------
@@ -386,7 +386,8 @@ def test_folds_share_out_every_class(clip: Setting) -> None:
 
 
 def test_alpha_is_validated_on_examples_that_did_not_vote(clip: Setting) -> None:
-    found = mask_task_vector(clip.live, clip.ported, clip.task, clip.shots, MaskRule(), alpha="cv", alphas=[0.1, 1.0])
+    how = Mask(per_class=2, alpha="cv", alphas=(0.1, 1.0))
+    found = mask_task_vector(clip.live, clip.ported, clip.task, clip.shots, how)
     checked = found.report["validation"]
     assert checked["alphas"] == [0.0, 0.1, 1.0] and checked["folds"] == 2
     assert found.ported.alpha == checked["alphas"][min(range(3), key=lambda i: checked["losses"][i])]

@@ -13,10 +13,10 @@ import digits
 import tiny
 from transfuse import METHODS, InputError, match
 from transfuse.data.tasks import TaskSpec
+from transfuse.options.groups import Inputs
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live, with_state
 from transfuse.running.scores import evaluate, score_dict
-from transfuse.running.unlabelled import Inputs
 from transfuse.study.interpolate import Curve, barrier, interpolate
 
 LIMIT = 150
@@ -40,7 +40,7 @@ def task(folder: Path) -> TaskSpec:
 
 
 def run(folder: Path, task: TaskSpec, target: str = "other", **options: Any) -> list[Curve]:
-    return interpolate(folder / "source", folder / target, task, limit=LIMIT, dtype=torch.float64, **options)
+    return interpolate(folder / "source", folder / target, task, limit=LIMIT, double=True, **options)
 
 
 def loss_of(folder: Path, task: TaskSpec, name: str) -> float:
@@ -133,7 +133,10 @@ def test_barrier_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"lambdas": (0.5, 1.5)}, "1.5 is no point"), ({"skips": "none"}, "skips are 'none'")],
+    [
+        ({"lambdas": (0.5, 1.5)}, r"lambdas are \[0.5, 1.5\]; numbers of at least 0 up to 1"),
+        ({"skips": "none"}, "skips is 'none'; one of identity, linear, rounded"),
+    ],
 )
 def test_refused_options(folder: Path, task: TaskSpec, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

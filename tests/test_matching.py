@@ -26,9 +26,10 @@ from transfuse.maps.random import random_maps
 from transfuse.maps.transport import transport
 from transfuse.matching.ascent import Climb, CoordinateAscent
 from transfuse.matching.heads import identity_heads, joint_heads, spectral_heads
-from transfuse.methods.match import MatchOptions, match_models
+from transfuse.methods.match import match_models
 from transfuse.methods.table import get_method
 from transfuse.models.opening import open_models
+from transfuse.options.groups import Check
 from transfuse.porting.verify import reference_error
 from transfuse.running.reference import ReferenceConfig, forward, random_state
 from transfuse.running.skips import skips_of
@@ -379,9 +380,9 @@ def test_null_test(method: str, pair: str, verdict: str) -> None:
             planted(source, 1, noise=0.3)[0] if pair == "planted" else vit(seed=0, hidden_size=32, intermediate_size=32)
         )
         add_noise(target, 0.1 if pair == "continued" else 0.0, 2)
-    row, options = get_method(method), MatchOptions()
+    row, check = get_method(method), Check(null_trials=2)
     models = open_models(state_of(source), state_of(target), config=source.config.to_dict())
-    maps = match_models(models, row, options, null_trials=2)
+    maps = match_models(models, row, check=check)
     null = stored_null(maps)
     assert null is not None
     found = relation(models, maps, null)
@@ -391,13 +392,13 @@ def test_null_test(method: str, pair: str, verdict: str) -> None:
     assert len(one.entries) == len(one.orders) == 2
     assert (one.verdict == "no-correspondence") == (pair == "independent")
     assert found.cosines["model"] == one.identity and (one.identity > 0.9) == (pair == "continued")
-    assert null == stored_null(match_models(models, row, options, null_trials=2))  # its shuffles are seeded
+    assert null == stored_null(match_models(models, row, check=check))  # its shuffles are seeded
 
 
 def test_null_test_of_one_trial_has_a_spread() -> None:
     """One shuffled target has no spread of its own, and NaN is not JSON."""
     models = open_models(reference(0, SMALL), reference(1, SMALL), config=SMALL.as_dict())
-    found = stored_null(match_models(models, get_method("tied"), MatchOptions(), null_trials=1))
+    found = stored_null(match_models(models, get_method("tied"), check=Check(null_trials=1)))
     assert found is not None
     null = found["model"]
     assert null.z == pytest.approx((null.matched - max(null.entries[0], null.orders[0])) / 0.005)

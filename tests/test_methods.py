@@ -21,15 +21,14 @@ from transfuse.maps.random import ones_complement, random_maps
 from transfuse.maps.transport import transport
 from transfuse.matching.couplings import ACCURACY, REGULARISATION
 from transfuse.matching.procrustes import best_rotation
-from transfuse.methods.match import MatchOptions
 from transfuse.methods.table import METHODS, get_method
 from transfuse.models.folding import map_state, norm_folding, rotatable_layout
 from transfuse.models.model import Models
 from transfuse.models.opening import open_models
 from transfuse.models.plan import make_plan
+from transfuse.options.groups import Inputs, Match, Run
 from transfuse.porting.planted import PLANTED_MAPS, plant
 from transfuse.porting.verify import check_equivalence
-from transfuse.running.unlabelled import Inputs
 from transfuse.spaces.axes import parse_axes
 from transfuse.spaces.layout import Layout
 from transfuse.update.ported import transported
@@ -211,8 +210,8 @@ def test_couplings_against_a_plain_pass_in_numpy():
     source, target = reference(0), reference(1)
     models = open_models(source, target, config=CONFIG.as_dict())
     row = get_method("ot")
-    evidence = row.evidence.gather(models, row.form, None, MatchOptions(), progress=False)
-    found = row.solver.solve(evidence, row.form, MatchOptions()).maps
+    evidence = row.evidence.gather(models, row.form, None, Run())
+    found = row.solver.solve(evidence, row.form, Match(), Run()).maps
     a, b = ({k: v.numpy() for k, v in state.items()} for state in (source, target))
 
     def coupling(rows_b: list[np.ndarray], rows_a: list[np.ndarray]) -> np.ndarray:

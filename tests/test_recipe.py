@@ -77,6 +77,8 @@ def test_a_method_is_a_name_or_a_name_with_options() -> None:
         ("models/source/train/epoch", 1, ["models.source.train.epoch", "epochs", "steps"]),
         ("models/source/train/task/data/pth", "x", ["models.source.train.task.data.pth", "path", "local"]),
         ("tasks/upright/data/pth", "x", ["tasks.upright.data.pth", "transform"]),
+        ("transport/methods", [{"method": "tied", "max_sweeps": 0}], ["methods.0", "tied: max_sweeps is 0; a whole"]),
+        ("transport/methods", [{"method": "tied", "options": {"restart": 1}}], ["no option 'restart'; near: restarts"]),
         ("interpolation/points", 4, ["interpolation", "odd"]),
         ("seeds", "x", ["seeds"]),
         ("transport/source", "sauce", ["transport.source: no model 'sauce'", "independent"]),

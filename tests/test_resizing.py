@@ -32,8 +32,8 @@ from transfuse.methods.table import METHODS
 from transfuse.models.opening import open_models
 from transfuse.models.plan import make_plan
 from transfuse.models.resizing import partners
+from transfuse.options.groups import Inputs
 from transfuse.porting.inspection import inspect_models
-from transfuse.running.unlabelled import Inputs
 from transfuse.spaces.layout import is_stream
 
 T5: dict[str, Any] = {

@@ -16,6 +16,8 @@ import digits
 import tiny
 from transfuse import InputError, TransfuseError, port
 from transfuse.data.tasks import TaskSpec
+from transfuse.options.groups import Run
+from transfuse.options.studies import Scale
 from transfuse.running.inputs import Prepared, prepare
 from transfuse.running.live import LiveModel, load_live, with_state
 from transfuse.running.scores import evaluate, loss_of, score_dict
@@ -52,8 +54,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 
 def learn(setting: Setting, **options: Any) -> Any:
-    given = {"steps": 5, **options}
-    return learn_scales(setting.live, setting.ported, setting.task, setting.shots, **given)
+    batch_size, run = options.pop("batch_size", None), Run(seed=options.pop("seed", 0))
+    how = Scale(**{"shots": 8, "steps": 5, **options})
+    return learn_scales(setting.live, setting.ported, setting.task, setting.shots, how, run, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("per", ["layer", "tensor"])
@@ -98,7 +101,7 @@ def test_parts(setting: Setting) -> None:
     still = setting.ported.with_update(setting.ported.update.scaled(0.0))
     assert parts_of(still, "layer") == {}
     with pytest.raises(InputError, match="nothing to scale"):
-        learn_scales(setting.live, still, setting.task, setting.shots)
+        learn_scales(setting.live, still, setting.task, setting.shots, Scale(shots=8))
 
 
 def test_learning_is_reproducible_and_changes_nothing(setting: Setting) -> None:
@@ -123,14 +126,18 @@ def test_batches_see_every_example_once(setting: Setting) -> None:
             return super().batch(index, generator)
 
     rows = Spy(setting.shots.source, setting.shots.rows, setting.shots.classes, 32)
-    learn_scales(setting.live, setting.ported, setting.task, rows, steps=6)
+    learn_scales(setting.live, setting.ported, setting.task, rows, Scale(shots=8, steps=6))
     assert sorted(torch.cat(seen[:3]).tolist()) == sorted(torch.cat(seen[3:]).tolist()) == list(range(80))
     assert seen[0].tolist() != seen[3].tolist()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"per": "block"}, "'block'"), ({"steps": 0}, "0 steps"), ({"lr": 0.0}, "learning rate 0")],
+    [
+        ({"per": "block"}, "per is 'block'; one of layer, tensor is needed"),
+        ({"steps": 0}, "steps is 0; a whole number of at least 1 is needed"),
+        ({"lr": 0.0}, "lr is 0.0; a finite number above 0 is needed"),
+    ],
 )
 def test_refused_options(setting: Setting, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -139,13 +146,13 @@ def test_refused_options(setting: Setting, options: dict[str, Any], message: str
 
 def test_no_examples(setting: Setting) -> None:
     with pytest.raises(InputError, match="no examples"):
-        learn_scales(setting.live, setting.ported, setting.task, setting.shots.select(torch.arange(0)))
+        learn_scales(setting.live, setting.ported, setting.task, setting.shots.select(torch.arange(0)), Scale(shots=8))
 
 
 def test_divergence_is_reported(setting: Setting) -> None:
     huge = setting.ported.with_update(setting.ported.update.scaled(1e30))
     with pytest.raises(TransfuseError, match="lower the learning rate"):
-        learn_scales(setting.live, huge, setting.task, setting.shots, init=1.0, steps=3)
+        learn_scales(setting.live, huge, setting.task, setting.shots, Scale(shots=8, init=1.0, steps=3))
 
 
 def test_few_shot_tuning_starts_where_it_is_told(setting: Setting) -> None:
@@ -198,7 +205,7 @@ def test_alphas_of_two_towers(text_moves: bool, tmp_path: Path) -> None:
     rows = Prepared(Images(), torch.arange(12), ("a", "b", "c"), 12, extra)
     parts = set(parts_of(ported, "layer").values())
     assert ("text_model.encoder.layers.0" in parts) == text_moves and "vision_model.encoder.layers.0" in parts
-    found = learn_scales(live, ported, task, rows, steps=3, lr=0.05, init=0.5)
+    found = learn_scales(live, ported, task, rows, Scale(shots=2, steps=3, init=0.5))
     for alphas, loss in ((dict.fromkeys(parts, 0.5), found.losses[0]), (found.alphas, None)):
         state = ported.at(alphas_by_tensor(ported, alphas, "layer")).state()
         expected = score_dict(evaluate(with_state(live, state), task, rows))["loss"]

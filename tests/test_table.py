@@ -24,8 +24,8 @@ from transfuse.methods.forms import Form
 from transfuse.methods.method import Method
 from transfuse.methods.solvers import Ascent, NoMaps, Procrustes, Solver, Transport
 from transfuse.methods.updates import Contract, Fit
+from transfuse.options.groups import Inputs
 from transfuse.porting.planted import plant
-from transfuse.running.unlabelled import Inputs
 
 SOURCES = Path(transfuse.__file__).parent
 

@@ -25,9 +25,10 @@ from transfuse.data.tasks import TaskSpec
 from transfuse.methods.match import open_inputs
 from transfuse.methods.table import METHODS, get_method
 from transfuse.models.opening import open_models
+from transfuse.options.groups import Inputs
 from transfuse.running.inputs import prepare
 from transfuse.running.live import LiveModel, load_live
-from transfuse.running.unlabelled import Inputs, synthetic, unlabelled
+from transfuse.running.unlabelled import synthetic, unlabelled
 from transfuse.study.initial import initialise
 from transfuse.study.interpolate import interpolate
 from vision_families import VISION_CASES
@@ -133,8 +134,8 @@ def test_one_input_says_nothing(folder: Path, tmp_path: Path) -> None:
     task = TaskSpec(kind="text-classification", data=DataSpec(path=str(tmp_path), validation_share=0))
     with pytest.raises(InputError, match="train split has one input; two at least are needed"):
         unlabelled(task, load_live(folder / "bert"), count=5)
-    with pytest.raises(InputError, match="1 inputs are too few for activations"):
-        Inputs("synthetic", count=1).open(load_live(folder / "bert"), 0)
+    with pytest.raises(InputError, match="inputs_count is 1; a whole number of at least 2 is needed"):
+        Inputs("synthetic", count=1)
 
 
 # --- drawn ------------------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_a_t5_is_carried_over(folder: Path, tmp_path: Path) -> None:
             (place / name).write_bytes((folder / "t5" / name).read_bytes())
     given = Inputs(TaskSpec(kind="seq2seq", data=text_data(folder / "texts"), max_length=12), count=40)
     models = open_models(places[0], places[2], places[1])
-    batch = whole(open_inputs(models, get_method("functional"), given, 0))
+    batch = whole(open_inputs(models, get_method("functional"), given))
     inputs = {name: x for name, x in batch.items() if name != "labels"}
     assert len(inputs["decoder_input_ids"].unique(dim=0)) == 2
 

@@ -14,31 +14,92 @@ from .errors import InputError, TransfuseError, VerificationError
 
 if TYPE_CHECKING:
     from .maps.collection import Maps
-    from .methods.match import MatchOptions, match
+    from .methods.match import match
     from .methods.table import METHODS
+    from .options.groups import Inputs, Labelled
+    from .options.requests import (
+        EvaluateRequest,
+        FinetuneRequest,
+        InspectRequest,
+        InterpolateRequest,
+        MatchRequest,
+        MergeRequest,
+        PortRequest,
+        RefineRequest,
+        ScaleRequest,
+        SweepRequest,
+    )
+    from .porting.convert import convert
+    from .porting.inspection import inspect_models
+    from .porting.merge import merge
     from .porting.port import port
     from .porting.run import PortResult
+    from .study.evaluation import evaluate, finetune
+    from .study.gradfix import refine
+    from .study.interpolate import interpolate
+    from .study.scale import scale
+    from .study.sweep import sweep
 
 _HOMES = {
+    "EvaluateRequest": ".options.requests",
+    "FinetuneRequest": ".options.requests",
+    "Inputs": ".options.groups",
+    "InspectRequest": ".options.requests",
+    "InterpolateRequest": ".options.requests",
+    "Labelled": ".options.groups",
     "METHODS": ".methods.table",
     "Maps": ".maps.collection",
-    "MatchOptions": ".methods.match",
+    "MatchRequest": ".options.requests",
+    "MergeRequest": ".options.requests",
+    "PortRequest": ".options.requests",
     "PortResult": ".porting.run",
+    "RefineRequest": ".options.requests",
+    "ScaleRequest": ".options.requests",
+    "SweepRequest": ".options.requests",
+    "convert": ".porting.convert",
+    "evaluate": ".study.evaluation",
+    "finetune": ".study.evaluation",
+    "inspect_models": ".porting.inspection",
+    "interpolate": ".study.interpolate",
     "match": ".methods.match",
+    "merge": ".porting.merge",
     "port": ".porting.port",
+    "refine": ".study.gradfix",
+    "scale": ".study.scale",
+    "sweep": ".study.sweep",
 }
 
 __all__ = [
     "METHODS",
+    "EvaluateRequest",
+    "FinetuneRequest",
     "InputError",
+    "Inputs",
+    "InspectRequest",
+    "InterpolateRequest",
+    "Labelled",
     "Maps",
-    "MatchOptions",
+    "MatchRequest",
+    "MergeRequest",
+    "PortRequest",
     "PortResult",
+    "RefineRequest",
+    "ScaleRequest",
+    "SweepRequest",
     "TransfuseError",
     "VerificationError",
     "__version__",
+    "convert",
+    "evaluate",
+    "finetune",
+    "inspect_models",
+    "interpolate",
     "match",
+    "merge",
     "port",
+    "refine",
+    "scale",
+    "sweep",
 ]
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from ..evidence.null import stored_null
 from ..evidence.relation import relation
 from ..maps.collection import Maps
-from ..methods.match import MatchOptions, match_models
+from ..methods.match import match_models
 from ..methods.table import METHODS
 from ..models.opening import open_models
+from ..options.groups import Check, Run
+from ..options.requests import MethodRequest
 from ..porting.planted import PLANTED_MAPS
 from ..porting.verify import check_equivalence
 from ..report.records import Alignment
@@ -24,8 +26,8 @@ def find_maps(source: str, target: str, method: MethodSpec, *, null_trials: int,
         return Maps.load(Path(target) / PLANTED_MAPS)
     row = METHODS[method.method]
     models = open_models(source, target, need_layout=row.finds_maps)
-    options = MatchOptions(seed=seed, device=device, **method.options)
-    return match_models(models, row, options, null_trials=null_trials)
+    asked, run = MethodRequest.of(**method.options), Run(seed=seed, device=device)
+    return match_models(models, row, asked.match, asked.change, run, check=Check(null_trials=null_trials))
 
 
 def are_alike(source: str, target: str) -> bool:

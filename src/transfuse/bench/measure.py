@@ -23,14 +23,16 @@ from ..data.tasks import TaskSpec
 from ..errors import TransfuseError
 from ..maps.collection import Maps
 from ..methods.table import METHODS
+from ..options.groups import Inputs, Run
+from ..options.studies import Mask, Scale
 from ..porting.port import port
 from ..porting.run import PortResult
 from ..report.records import AlphaCurve, FewShot, Interpolated, Record, Reference, Scores, ZeroShot
 from ..report.records import Ported as PortedScores
 from ..running.live import LiveModel, with_state
 from ..running.scores import evaluate, score_dict
-from ..running.unlabelled import SYNTHETIC, Inputs
-from ..study.gradfix import MaskRule, mask_task_vector
+from ..running.unlabelled import SYNTHETIC
+from ..study.gradfix import mask_task_vector
 from ..study.interpolate import interpolate
 from ..study.scale import alphas_by_tensor, few_shot_tune, learn_scales
 from ..study.selection import choose_shots
@@ -150,7 +152,8 @@ class Regime:
         if self._last is None or self._last[0] != key:
             names = (self.source, spec.tasks[task].tuned, self.target)
             source, tuned, target = (self.bench.checkpoint(name, self.seed) for name in names)
-            options = {"seed": self.seed, "device": self.bench.settings.device}
+            settings = self.bench.settings
+            options = {"seed": self.seed, "device": settings.device, "data_dir": settings.data_dir}
             if method.by_task:
                 options |= {"method": method.method, "inputs": self._inputs(method, task), **method.options}
             else:
@@ -159,13 +162,13 @@ class Regime:
             self._last = (key, replace(result, tensors=result.tensors.held()))
         return self._last[1]
 
-    def _inputs(self, method: MethodSpec, task: str) -> Inputs | None:
+    def _inputs(self, method: MethodSpec, task: str) -> Inputs:
         wanted = method.wanted_inputs
         if wanted is None:
-            return None
+            return Inputs()
         name = wanted.task or task
         about = SYNTHETIC if name == SYNTHETIC else self.bench.recipe.tasks[name]
-        return Inputs(about, count=wanted.count, data_dir=self.bench.settings.data_dir)
+        return Inputs(about, count=wanted.count)
 
     def _live(self, result: PortResult) -> LiveModel:
         """The class of the ported model with its processors; its weights do not matter, so one serves all methods."""
@@ -241,8 +244,8 @@ class Regime:
         result = self._ported(spec, task, method)
         live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
         rows = self.bench.prepared(about, "train", live, shots=shots, seed=self.seed)
-        options = {"per": spec.per, "steps": spec.steps, "lr": spec.lr, "seed": self.seed}
-        learned = learn_scales(live, ported, about, rows, **options)
+        how = Scale(shots=shots, per=spec.per, steps=spec.steps, lr=spec.lr)
+        learned = learn_scales(live, ported, about, rows, how, Run(seed=self.seed))
         test = self.bench.scores(live, learned.state, about, "test")
         scaled = ported.at(alphas_by_tensor(ported, learned.alphas, spec.per))
         support = self._on_support(spec, scaled, "test")
@@ -251,14 +254,14 @@ class Regime:
     def _masked(self, spec: FewShotSpec, task: str, method: MethodSpec, shots: int) -> Record:
         result = self._ported(spec, task, method)
         live, about, ported = self._live(result), self.bench.recipe.tasks[task], result.tensors
+        alpha = 1.0 if spec.mask_alpha == "cv" and shots == 1 else spec.mask_alpha
         found = mask_task_vector(
             with_state(live, ported.at(0.0).state()),
             ported,
             about,
             choose_shots(about, live, shots, data_dir=self.bench.settings.data_dir, seed=self.seed),
-            MaskRule(seed=self.seed),
-            alpha=1.0 if spec.mask_alpha == "cv" and shots == 1 else spec.mask_alpha,
-            alphas=spec.alphas,
+            Mask(per_class=shots, alpha=alpha, alphas=tuple(spec.alphas)),
+            Run(seed=self.seed),
         )
         test = self.bench.scores(live, found.ported.state(), about, "test")
         support = self._on_support(spec, found.ported, "test")
@@ -339,12 +342,11 @@ class Regime:
             yield kept[form] or make_cell(self.bench, cell, partial(make, form))
 
     def _interpolated(self, spec: InterpolationSpec, method: MethodSpec) -> dict[str, Record]:
-        settings, maps = self.bench.settings, self.aligned[method.label].maps
+        settings = self.bench.settings
         curves = interpolate(
             *self.paths,
             self.bench.recipe.tasks[spec.task],
-            method=method.method if maps is None else None,
-            maps=maps,
+            maps=self.aligned[method.label].maps,
             lambdas=[i / (spec.points - 1) for i in range(spec.points)],
             data_dir=settings.data_dir,
             limit=self.bench.recipe.limit.test,

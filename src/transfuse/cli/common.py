@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from .._version import __version__
 from ..errors import TransfuseError
@@ -29,11 +28,22 @@ Models are directories or hub ids (org/name, org/name@revision) in the format of
 
 
 class Command(click.Command):
-    """A command whose examples are printed as they stand."""
+    """A command whose help lists everyday options first, and whose examples are printed as they stand."""
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Expert options": []}
+        for one in self.get_params(ctx):
+            line = one.get_help_record(ctx)
+            if line is not None and not isinstance(one, click.Argument):
+                sections["Expert options" if getattr(one, "expert", False) else "Options"].append(line)
+        for title, lines in sections.items():
+            if lines:
+                with formatter.section(title):
+                    formatter.write_dl(lines)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
@@ -58,46 +68,12 @@ def app() -> None:
     """Carry a fine-tune over to a new release of its base model, without retraining."""
 
 
-def set_up(options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Logging and progress from the options of `reporting`; the rest is passed on.
-
-    Raises:
-        click.UsageError: maps and a method are given.
-    """
-    explicit = click.get_current_context().get_parameter_source("method") == ParameterSource.COMMANDLINE
-    if options.get("maps") and explicit:
-        raise click.UsageError("--maps brings its method along; leave out --method")
-    if options.get("maps"):
-        options.pop("method", None)  # the default, which is not what the maps were made by
-    quiet, verbose = options.pop("quiet"), options.pop("verbose")
+def set_up(given: dict[str, Any]) -> tuple[bool, bool]:
+    """Logging from the options of reporting, which are taken out; whether to print JSON, and whether to show bars."""
+    quiet, verbose = given.pop("quiet"), given.pop("verbose")
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    options["progress"] = not quiet and sys.stderr.isatty()
-    if "labelled" in options:
-        options["labelled"] = _labelled(options)
-    if "inputs" in options:
-        options["inputs"] = _inputs(options)
-    return options.pop("as_json"), options
-
-
-def _inputs(options: dict[str, Any]) -> Any:
-    """Unlabelled inputs from `inputs_options`; they use the data folder of a task where there is one."""
-    given, count = options["inputs"], options.pop("inputs_count")
-    data_dir = options["data_dir"] if "task" in click.get_current_context().params else options.pop("data_dir")
-    if given is None:
-        return None
-    from ..running.unlabelled import Inputs
-
-    return Inputs(given, count=count, data_dir=data_dir)
-
-
-def _labelled(options: dict[str, Any]) -> Any:
-    given, per_class = options["labelled"], options.pop("per_class")
-    if given is None:
-        return None
-    from ..methods.auto import Labelled
-
-    return Labelled(given, per_class, options["data_dir"])
+    return given.pop("as_json"), not quiet and sys.stderr.isatty()
 
 
 def print_report(report: Mapping[str, Any], as_json: bool, as_text: Callable[[Mapping[str, Any]], str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
+from ..options.requests import ConvertRequest
 from .common import Command, app, print_report
-from .options import json_option, output_options
+from .options import options_of
 
 
 @app.command(
@@ -23,14 +23,11 @@ from .options import json_option, output_options
     """,
 )
 @click.argument("model")
-@output_options()
-@click.option("--tokenizer", metavar="MODEL", help="Whose tokenizer to take where MODEL has none.")
-@click.option("--tower", type=click.Choice(["text"]), help="This tower with its projection alone.")
-@json_option
-def convert(model: str, out: Path, as_json: bool, **options: Any) -> None:
+@options_of(ConvertRequest)
+def convert(model: str, request: ConvertRequest, as_json: bool) -> None:
     from ..porting.convert import convert as run
 
-    print_report(run(model, out, **options), as_json, _text)
+    print_report(run(model, **request.flat()), as_json, _text)
 
 
 def _text(report: Mapping[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from .common import Command, app, print_report, set_up
-from .options import options_of, output_options, reporting, split_option, task_options
+from ..options.requests import EvaluateRequest, FinetuneRequest
+from .common import Command, app, print_report
+from .options import options_of, task_option
 
 _TASK = """
 
@@ -17,13 +17,6 @@ TASK is a YAML or JSON file, or JSON text: kind, data (path, and what else DataS
 batch_size, metric. Data come from the hub or from local parquet, csv, tsv, jsonl or txt files, or folders of images;
 a data set with a key `local` is taken from that folder under --data-dir where it is there.
 """
-
-_running = options_of(
-    task_options,
-    click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of every random choice."),
-    click.option("--device", default="cpu", show_default=True, help="Where the model runs."),
-    reporting,
-)
 
 
 @app.command(
@@ -37,24 +30,16 @@ _running = options_of(
     """,
 )
 @click.argument("model")
-@split_option
-@_running
-def evaluate(model: str, task: str, split: Any, data_dir: Path | None, **options: Any) -> None:
+@task_option
+@options_of(EvaluateRequest)
+def evaluate(model: str, task: str, request: EvaluateRequest, as_json: bool) -> None:
     from ..data.tasks import load_task
-    from ..running.inputs import prepare
-    from ..running.live import load_live
-    from ..running.scores import evaluate as run
-    from ..running.scores import score_dict
+    from ..study.evaluation import evaluate as run
 
-    as_json, rest = set_up(options)
     spec = load_task(task)
-    live = load_live(model, device=rest["device"])
-    rows = prepare(
-        spec, split, live, data_dir=data_dir, limit=rest["limit"], seed=rest["seed"], progress=rest["progress"]
-    )
-    scores = score_dict(run(live, spec, rows, progress=rest["progress"]))
-    report = {"model": model, "task": spec.model_dump(mode="json"), "split": split, "primary": spec.primary}
-    print_report({**report, "scores": scores}, as_json, _scores_text)
+    scores = run(model, spec, request=request)
+    report = {"model": model, "task": spec.model_dump(mode="json"), "split": request.data.split}
+    print_report({**report, "primary": spec.primary, "scores": scores}, as_json, _scores_text)
 
 
 @app.command(
@@ -68,30 +53,12 @@ def evaluate(model: str, task: str, split: Any, data_dir: Path | None, **options
     """,
 )
 @click.argument("base")
-@output_options()
-@click.option("--epochs", type=float, help="How long; or --steps.  [default: 3 epochs]")
-@click.option("--steps", type=int)
-@click.option("--batch-size", type=int, default=128, show_default=True)
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate.")
-@click.option("--weight-decay", type=float, default=0.05, show_default=True, help="Of matrices.")
-@click.option("--warmup", type=float, default=0.1, show_default=True, help="Share of the steps.")
-@click.option("--schedule", type=click.Choice(["cosine", "constant"]), default="cosine", show_default=True)
-@click.option("--augment", type=click.Choice(["none", "flip-crop", "shift"]), default="none", show_default=True)
-@click.option("--freeze", multiple=True, metavar="REGEX", help="Parameters that stay as they are; may be repeated.")
-@click.option("--train-text", is_flag=True, help="Zero-shot tasks: train the text tower, too.")
-@click.option("--shots", type=int, help="Rows of each class to train on.  [default: all]")
-@_running
-def finetune(base: str, out: Path, task: str, data_dir: Path | None, force: bool, **options: Any) -> None:
-    from ..data.tasks import load_task
-    from ..study.train import train, train_spec
+@task_option
+@options_of(FinetuneRequest)
+def finetune(base: str, task: str, request: FinetuneRequest, as_json: bool) -> None:
+    from ..study.evaluation import finetune as run
 
-    as_json, rest = set_up(options)
-    progress, device = rest.pop("progress"), rest.pop("device")
-    if rest["epochs"] is None and rest["steps"] is None:
-        rest["epochs"] = 3.0
-    spec = train_spec(task=load_task(task), **{**rest, "freeze": list(rest["freeze"])})
-    report = train(base, spec, out, data_dir=data_dir, device=device, progress=progress, force=force)
-    print_report({"out": str(out), **report}, as_json, _training_text)
+    print_report(run(base, task, request=request), as_json, _training_text)
 
 
 def _scores_text(report: Mapping[str, Any]) -> str:

@@ -1,129 +1,135 @@
-"""Options that several commands share."""
+"""Options of commands, made from what is declared in `options/`: names, defaults, limits, help."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..options.declare import REQUIRED, Option, Request
+from .common import set_up
 
-def options_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator; help lists them in this order."""
+
+class CommandOption(click.Option):
+    """An option that help may list apart."""
+
+    def __init__(self, *args: Any, expert: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.expert = expert
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """The numbers; a default is a tuple of them."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(piece) for piece in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r}: {'whole ' if self.kind is int else ''}numbers with commas between them are needed")
+
+
+class NumberOr(click.ParamType):
+    """A number, or one of a few words."""
+
+    name = "number"
+
+    def __init__(self, words: tuple[str, ...]):
+        self.words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """The number or the word."""
+        if value in self.words:
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r}: a number, or {', '.join(self.words)}, is needed")
+
+
+def options_of(request: type[Request], *, required: Collection[str] = ()) -> Callable[[Any], Any]:
+    """The options of a request, and those of reporting; the command is called with `request` and `as_json`.
+
+    Args:
+        request: its class.
+        required: names of options that the command insists on.
+    """
+    declared = {
+        name: one
+        for name, (_, _, one) in request.declared().items()
+        if one.flags != ()  # Python alone
+    }
 
     def decorate(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            as_json, progress = set_up(given)
+            asked = {name: given.pop(name) for name in declared}
+            if "progress" in request.declared():
+                asked["progress"] = progress
+            return function(request=request.of(**asked), as_json=as_json, **given)
+
+        for decorator in (verbose_option, quiet_option, json_option):
+            command = decorator(command)
+        for name, one in reversed(declared.items()):
+            command = _option(name, one, required=name in required)(command)
+        return command
 
     return decorate
 
 
-# --- what is said -------------------------------------------------------------------------------------------------
+def _option(name: str, declared: Option, *, required: bool) -> Callable[[Any], Any]:
+    """One option of a command."""
+    needed = required or declared.default is REQUIRED
+    about: dict[str, Any] = {"help": declared.help, "expert": declared.expert, "metavar": declared.metavar}
+    if needed:
+        about["required"] = True
+    elif declared.many == "repeated":
+        about["multiple"] = True
+    else:
+        about["default"] = declared.default
+        about["show_default"] = not (declared.default is None or declared.kind is bool or declared.many)
+    if declared.kind is bool:
+        about["is_flag"] = True
+        about["show_default"] = bool(declared.default)
+    else:
+        about["type"] = _type(declared)
+    flags = declared.flags or (f"--{name.replace('_', '-')}",)
+    return click.option(*flags, name, cls=CommandOption, **about)
+
+
+def _type(declared: Option) -> Any:
+    """How the text of an option becomes a value. What a group checks more strictly (finite numbers) it says itself."""
+    if declared.many == "commas":
+        return Numbers(declared.kind)
+    if declared.words:
+        return NumberOr(declared.words)
+    if declared.choices:
+        return click.Choice(declared.choices)
+    if declared.kind is Path:
+        return click.Path(path_type=Path, exists=declared.exists, file_okay=not declared.exists)
+    if declared.kind not in (int, float):
+        return str
+    low = declared.minimum if declared.above is None else declared.above
+    if low is None and declared.maximum is None:
+        return declared.kind
+    limits: dict[str, Any] = {"min": low, "max": declared.maximum, "min_open": declared.above is not None}
+    return click.IntRange(**limits) if declared.kind is int else click.FloatRange(**limits)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr.")
-reporting = options_of(
-    json_option,
-    quiet_option,
-    click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+task_option = click.option(
+    "--task", required=True, metavar="TASK", help="What to measure: a YAML or JSON file, or JSON text."
 )
-
-# --- models and matching ------------------------------------------------------------------------------------------
-
-common = options_of(
-    click.option("--family", metavar="NAME", help="Layout family, if the config does not say it."),
-    click.option(
-        "--config", metavar="JSON|FILE", help="Added to the models' configs (head counts, axes of extra tensors)."
-    ),
-    reporting,
-)
-
-
-def method_option(default: str) -> Callable[[Any], Any]:
-    return click.option("--method", default=default, show_default=True, help="See `transfuse methods`.")
-
-
-_how = options_of(
-    click.option(
-        "--seed",
-        type=click.IntRange(0, 2**62),
-        default=0,
-        show_default=True,
-        help="Of restarts, the null test and the random control.",
-    ),
-    click.option(
-        "--restarts",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Further climbs in random order; the best is taken.",
-    ),
-    click.option("--max-sweeps", type=click.IntRange(min=1), default=100, show_default=True),
-    click.option(
-        "--tie-qkv/--split-qkv", default=None, help="One inner map for q, k, v of a head; default: the method's."
-    ),
-    click.option("--spectra-output", is_flag=True, help="Head spectra include the output projection (authors' code)."),
-    click.option("--device", default="cpu", show_default=True, help="Where products are computed."),
-)
-_data_dir = click.option(
-    "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Where local data sets lie."
-)
-_inputs = options_of(
-    click.option(
-        "--inputs",
-        metavar="TASK|synthetic",
-        help="Unlabelled inputs, for methods that go by activations: the data of a task (YAML or JSON), or drawn ones.",
-    ),
-    click.option(
-        "--inputs-count", type=click.IntRange(min=2), default=512, show_default=True, help="So many of them at most."
-    ),
-    click.option(
-        "--ridge",
-        type=click.FloatRange(min=0),
-        help="Of method functional: pull toward target's own weights; default: chosen on the inputs.",
-    ),
-    click.option("--keep-embeddings", is_flag=True, help="No task vector for tables, positions and patches (Theseus)."),
-)
-inputs_options = options_of(_inputs, _data_dir)  # beside `task_options`, which bring the folder: `inputs_of_task`
-inputs_of_task = _inputs
-matching = options_of(method_option("tied"), _how)
-porting = options_of(method_option("auto"), _how)
-labelled_options = options_of(
-    click.option("--labelled", metavar="TASK", help="Labelled examples, by which auto takes method and scale."),
-    click.option("--per-class", type=click.IntRange(min=1), default=5, show_default=True, help="So many of a class."),
-)
-maps_option = click.option("--maps", metavar="FILE", help="Maps from `transfuse match` of the same two bases.")
-verify_option = click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Check the maps, and what is written."
-)
-double_option = click.option("--double", is_flag=True, help="Check in float64.")
-
-
-def null_trials_option(default: int) -> Callable[[Any], Any]:
-    said = "Shuffled targets of each kind in the null test; 0: none."
-    return click.option("--null-trials", type=click.IntRange(min=0), default=default, show_default=True, help=said)
-
-
-# --- data and outputs ---------------------------------------------------------------------------------------------
-
-task_options = options_of(
-    click.option("--task", required=True, metavar="TASK", help="What to measure: a YAML or JSON file, or JSON text."),
-    _data_dir,
-    click.option("--limit", type=click.IntRange(min=1), help="At most so many rows of a split, chosen by the seed."),
-)
-split_option = click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="test",
-    show_default=True,
-    help="Which rows.",
-)
-
-
-def output_options(*, required: bool = True, what: str = "folder") -> Callable[[Any], Any]:
-    return options_of(
-        click.option("-o", "--out", required=required, type=click.Path(path_type=Path), help=f"The {what} to write."),
-        click.option("--force", is_flag=True, help="Replace an existing output."),
-    )

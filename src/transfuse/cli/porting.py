@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ..errors import InputError
-from .common import MODELS, Command, app, print_report, set_up
-from .options import (
-    common,
-    double_option,
-    inputs_options,
-    json_option,
-    labelled_options,
-    maps_option,
-    matching,
-    null_trials_option,
-    output_options,
-    porting,
-    quiet_option,
-    verify_option,
-)
+from ..options.requests import InspectRequest, MatchRequest, PortRequest, VerifyRequest
+from .common import MODELS, Command, app, print_report
+from .options import json_option, options_of, quiet_option
 from .text import equivalence_text, inspect_text, match_text, methods_text, port_text
 
 
@@ -39,14 +26,11 @@ from .text import equivalence_text, inspect_text, match_text, methods_text, port
 @click.argument("source")
 @click.option("--tuned", help="A fine-tune of SOURCE.")
 @click.option("--target", help="The new base.")
-@null_trials_option(3)
-@matching
-@common
-def inspect(source: str, tuned: str | None, target: str | None, **options: Any) -> None:
+@options_of(InspectRequest)
+def inspect(source: str, tuned: str | None, target: str | None, request: InspectRequest, as_json: bool) -> None:
     from ..porting.inspection import inspect_models
 
-    as_json, rest = set_up(options)
-    report = inspect_models(source, tuned, target, **rest)
+    report = inspect_models(source, tuned, target, request=request)
     print_report(report, as_json, inspect_text)
 
 
@@ -60,31 +44,15 @@ def inspect(source: str, tuned: str | None, target: str | None, **options: Any) 
 )
 @click.argument("source")
 @click.argument("target")
-@output_options(what="maps file")
-@null_trials_option(1)
-@matching
-@inputs_options
-@common
-def match(source: str, target: str, out: Path, force: bool, null_trials: int, **options: Any) -> None:
+@options_of(MatchRequest, required=("out",))
+def match(source: str, target: str, request: MatchRequest, as_json: bool) -> None:
     from ..evidence.null import stored_null
     from ..evidence.relation import relation
-    from ..maps.collection import check_maps_output
-    from ..methods.match import MatchOptions, match_models, open_inputs
-    from ..methods.table import get_method
-    from ..models.opening import open_models
+    from ..methods.match import match_bases
 
-    as_json, rest = set_up(options)
-    check_maps_output(out, force=force)
-    progress, inputs, row = rest.pop("progress"), rest.pop("inputs"), get_method(rest.pop("method"))
-    models = open_models(
-        source, target, family=rest.pop("family"), config=rest.pop("config"), need_layout=row.needs_layout
-    )
-    chosen = MatchOptions(**rest)
-    prepared = open_inputs(models, row, inputs, chosen.seed, progress=progress)
-    maps = match_models(models, row, chosen, inputs=prepared, null_trials=null_trials, progress=progress)
+    models, maps = match_bases(source, target, request)
     related = relation(models, maps, stored_null(maps)).as_dict()
-    maps.save(out)
-    report = {"out": str(out), "method": row.name, **maps.report, "relation": related}
+    report = {"out": str(request.output.out), "method": maps.method, **maps.report, "relation": related}
     print_report(report, as_json, match_text)
 
 
@@ -102,28 +70,18 @@ def match(source: str, target: str, out: Path, force: bool, null_trials: int, **
 @click.argument("source")
 @click.argument("tuned")
 @click.argument("target")
-@output_options(required=False)
-@click.option("--alpha", default=1.0, show_default=True, help="Scale of the task vector.")
-@maps_option
-@verify_option
-@double_option
-@click.option("--dry-run", is_flag=True, help="Say what would be done; match and write nothing.")
-@null_trials_option(1)
-@porting
-@labelled_options
-@inputs_options
-@common
-def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, **options: Any) -> None:
+@options_of(PortRequest)
+def port(source: str, tuned: str, target: str, request: PortRequest, as_json: bool) -> None:
     from ..porting.port import port as run
 
-    as_json, rest = set_up(options)
-    if out is None and not dry_run:
+    out = None if request.output.dry_run else request.output.out
+    if out is None and not request.output.dry_run:
         raise click.UsageError("give the folder to write with -o, or --dry-run")
     started = time.monotonic()
-    result = run(source, tuned, target, out=out, dry_run=dry_run, **rest)
-    if out is not None and not dry_run and rest["progress"]:
+    result = run(source, tuned, target, request=request)
+    if out is not None and request.run.progress:
         click.echo(f"wrote {out} in {time.monotonic() - started:.1f} s", err=True)
-    print_report({"out": None if dry_run else str(out), **result.report}, as_json, port_text)
+    print_report({"out": None if out is None else str(out), **result.report}, as_json, port_text)
 
 
 @app.command(
@@ -136,26 +94,25 @@ def port(source: str, tuned: str, target: str, out: Path | None, dry_run: bool, 
 )
 @click.argument("source")
 @click.argument("maps")
-@double_option
-@click.option("--seed", default=0, show_default=True, help="Of the inputs.")
-@common
-def verify(source: str, maps: str, double: bool, seed: int, **options: Any) -> None:
+@options_of(VerifyRequest)
+def verify(source: str, maps: str, request: VerifyRequest, as_json: bool) -> None:
     from ..errors import VerificationError
     from ..maps.collection import Maps
     from ..models.opening import open_models
     from ..porting.verify import check_equivalence
 
-    as_json, rest = set_up(options)
     found = Maps.load(maps)
     if any(one.source_size != one.size for one in found.spaces.values()):
         raise InputError(f"{maps} leads to a base of another width, which source cannot be rewritten for")
-    models = open_models(source, source, family=rest["family"] or found.family or None, config=rest["config"])
+    family = request.opening.family or found.family or None
+    models = open_models(source, source, family=family, config=request.opening.config)
     if found.source != models.source.checkpoint.fingerprint():
         raise InputError(
             f"{maps} was made for another source than {source} (fingerprints differ), or for it as a target with "
             "another vocabulary or image size sees it"
         )
-    checked = check_equivalence(models.source, models.layout, found, seed=seed, double=double)
+    asked = {"seed": request.run.seed, "double": request.check.double}
+    checked = check_equivalence(models.source, models.layout, found, **asked)
     print_report(checked.as_dict(), as_json, equivalence_text)
     if checked.passed is not True:
         raise VerificationError(checked.reason or f"the mapped model differs by {checked.error:.1e}")

@@ -75,12 +75,14 @@ class TaskSpec(BaseModel):
         return self.primary not in _OF_LANGUAGE
 
 
-def load_task(given: str | Path) -> TaskSpec:
-    """A task from a YAML or JSON file, or from JSON text ("{...").
+def load_task(given: TaskSpec | str | Path) -> TaskSpec:
+    """A task from a YAML or JSON file, or from JSON text ("{..."); a spec is one.
 
     Raises:
         InputError: it cannot be read, or a key is wrong; the message names it.
     """
+    if isinstance(given, TaskSpec):
+        return given
     text, where = str(given), "task text"
     if not text.lstrip().startswith("{"):
         where = text

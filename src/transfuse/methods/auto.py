@@ -15,26 +15,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..errors import InputError
 from ..evidence.null import NullTest, stored_null
 from ..evidence.relation import raw_cosines, relation
 from ..maps.collection import Maps
 from ..models.model import Models
-from .match import MatchOptions, match_models
+from ..options.groups import Inputs
+from ..options.requests import PortRequest
+from .match import match_models
 from .method import Method
 from .table import get_method
 
-if TYPE_CHECKING:
-    from ..data.tasks import TaskSpec
-    from ..running.unlabelled import Inputs
-
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 # A cosine above it is "nearly". After short continuations it was 0.98 and more, and naive does as well as drawn inputs;
 # where drawn inputs do better it was 0.92 and less (docs/benchmarks.md).
 NEAR = 0.95
@@ -57,7 +53,7 @@ class Choice:
 
     method: str
     because: str
-    inputs: Inputs | None = None
+    inputs: Inputs = Inputs()
     maps: Maps | None = None
     tried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -70,42 +66,23 @@ class Choice:
         }
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A few labelled examples.
-
-    Attributes:
-        task: whose training split they come from (spec, file or JSON text).
-        per_class: so many of every class.
-        data_dir: where the task's `local` data lie.
-    """
-
-    task: TaskSpec | str | Path
-    per_class: int
-    data_dir: Path | None = None
-
-
-def choose(
-    models: Models, inputs: Inputs | None, options: MatchOptions, *, null_trials: int = 1, progress: bool = False
-) -> Choice:
+def choose(models: Models, request: PortRequest) -> Choice:
     """The method for these models and inputs.
 
     Args:
         models: source, tuned and target.
-        inputs: unlabelled, or None.
-        options: of matching.
-        null_trials: shuffled targets of each kind in the null tests; at least one.
-        progress: bars on stderr.
+        request: inputs, if any, and how maps are sought; there is at least one trial of the null test.
     """
+    inputs = request.inputs
     runs = models.family is not None and all(one.checkpoint.kind == "transformers" for one in models.all())
-    if inputs is not None and runs:
+    if inputs.given and runs:
         return Choice(
             "functional",
             "Unlabelled inputs are given, so target's modules are fitted to what the fine-tune does on them. In no "
             "regime measured was another method better by more than noise.",
             inputs,
         )
-    if inputs is not None:
+    if inputs.given:
         log.warning("the inputs are not used: these checkpoints cannot be run here (transfuse convert makes some run)")
     if models.resizing is not None and not models.resizing.same_shapes:
         drawn = _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ")
@@ -126,19 +103,20 @@ def choose(
         )
     if models.resizing is not None:
         return _drawn(models, f"The bases are of two kinds ({models.resizing.why}). ") or _as_it_is({})
-    return _matched(models, options, null_trials, progress=progress)
+    return _matched(models, request)
 
 
-def _matched(models: Models, options: MatchOptions, null_trials: int, *, progress: bool) -> Choice:
+def _matched(models: Models, request: PortRequest) -> Choice:
     """By maps from the weights if they bring the bases near; else by drawn inputs; else by whatever there is."""
     tried: dict[str, dict[str, str]] = {}
     found: list[Choice] = []
+    check = replace(request.check, null_trials=max(request.check.null_trials, 1))
     for method in map(get_method, BY_WEIGHTS):
-        maps = match_models(models, method, options, null_trials=max(null_trials, 1), progress=progress)
+        maps = match_models(models, method, request.match, request.change, request.run, check=check)
         null = stored_null(maps) or {}
         tried[method.name] = {tower: one.verdict for tower, one in null.items()}
         if null and all(verdict in _enough(method) for verdict in tried[method.name].values()):
-            choice = Choice(method.name, _found(method, null), None, maps, dict(tried))
+            choice = Choice(method.name, _found(method, null), Inputs(), maps, dict(tried))
             if min(one.matched for one in null.values()) > NEAR:
                 return choice
             found.append(choice)
@@ -174,7 +152,7 @@ def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, str]] = {}
     """Functional on drawn inputs; None where the models cannot be run."""
     try:
         _check_that_it_runs(models)
-        from ..running.unlabelled import SYNTHETIC, Inputs  # needs what evaluation needs
+        from ..running.unlabelled import SYNTHETIC  # needs what evaluation needs
     except InputError as error:
         log.warning("%sDrawn inputs cannot be used either (%s)", why, error)
         return None

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from ..evidence.weights import WeightEvidence
     from ..matching.solution import Solution
     from ..models.model import Models
+    from ..options.groups import Run
     from ..running.inputs import Prepared
     from .forms import Form
-    from .match import MatchOptions
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,14 @@ class Evidence(ABC):
     can_be_shuffled: ClassVar[bool] = False
 
     @abstractmethod
-    def gather(
-        self, models: Models, form: Form, inputs: Prepared | None, options: MatchOptions, *, progress: bool
-    ) -> Any:
+    def gather(self, models: Models, form: Form, inputs: Prepared | None, run: Run) -> Any:
         """What a solver is given.
 
         Args:
             models: the two bases.
             form: in which they are matched.
             inputs: unlabelled, for evidence that needs some.
-            options: of matching.
-            progress: a bar on stderr.
+            run: its device, and whether there are bars.
         """
 
     @abstractmethod
@@ -65,9 +62,7 @@ class NoEvidence(Evidence):
 
     name: ClassVar[str] = "none"
 
-    def gather(
-        self, models: Models, form: Form, inputs: Prepared | None, options: MatchOptions, *, progress: bool
-    ) -> None:
+    def gather(self, models: Models, form: Form, inputs: Prepared | None, run: Run) -> None:
         return None
 
     def report(
@@ -83,13 +78,11 @@ class Weights(Evidence):
     name: ClassVar[str] = "weights"
     can_be_shuffled: ClassVar[bool] = True
 
-    def gather(
-        self, models: Models, form: Form, inputs: Prepared | None, options: MatchOptions, *, progress: bool
-    ) -> WeightEvidence:
+    def gather(self, models: Models, form: Form, inputs: Prepared | None, run: Run) -> WeightEvidence:
         from ..evidence.weights import weight_evidence
 
         layout, folding = form.of(models)
-        return weight_evidence(models, layout, options.device, folding)
+        return weight_evidence(models, layout, run.device, folding)
 
     def report(
         self, gathered: WeightEvidence, found: Solution, solve: Callable[[Any], Solution], *, trials: int, seed: int
@@ -113,14 +106,12 @@ class Activations(Evidence):
     name: ClassVar[str] = "activations"
     needs_inputs: ClassVar[bool] = True
 
-    def gather(
-        self, models: Models, form: Form, inputs: Prepared | None, options: MatchOptions, *, progress: bool
-    ) -> ActivationEvidence:
+    def gather(self, models: Models, form: Form, inputs: Prepared | None, run: Run) -> ActivationEvidence:
         from ..evidence.activations import activation_evidence  # needs what evaluation needs
 
         assert inputs is not None
         layout, _ = form.of(models)
-        return activation_evidence(models, layout, inputs, device=options.device, progress=progress)
+        return activation_evidence(models, layout, inputs, device=run.device, progress=run.progress)
 
     def report(
         self, gathered: ActivationEvidence, found: Solution, solve: Callable[[Any], Solution], *, trials: int, seed: int

@@ -3,102 +3,61 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..errors import InputError
-from ..maps.collection import Maps
-from ..models.model import ConfigLike, ModelLike, Models
+from ..maps.collection import Maps, check_maps_output
+from ..models.model import ModelLike, Models
 from ..models.opening import open_models
 from ..models.passes import ASCENT
+from ..options.groups import Change, Check, Data, Inputs, Match, Run
+from ..options.requests import MatchRequest
+from ..running.device import check_device
 from .method import Method
-from .table import DEFAULT_METHOD, get_method
+from .table import method_for_maps
 
 if TYPE_CHECKING:
     from ..matching.solution import Solution
     from ..running.inputs import Prepared
-    from ..running.unlabelled import Inputs
     from ..spaces.layout import Layout
-    from .forms import Form
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class MatchOptions:
-    """How maps are sought.
-
-    Attributes:
-        tie_qkv: one inner map for q, k and v of a head; None for the method's own choice.
-        spectra_output: the output projection counts in the spectra (the authors' code; the paper: no).
-        max_sweeps: sweeps at most.
-        restarts: further climbs in random order; the best by objective is taken.
-        ridge: of methods that fit: pull toward target's own weights (`functional.FitOptions`); None: chosen on inputs.
-        keep_embeddings: of the port: no task vector for tables, positions and patches, as in Theseus (2602.12952).
-        seed: of the orders of restarts and of the null test.
-        device: where products are computed.
-
-    Raises:
-        InputError: a device that is not there.
-    """
-
-    tie_qkv: bool | None = None
-    spectra_output: bool = False
-    max_sweeps: int = 100
-    restarts: int = 0
-    ridge: float | None = None
-    keep_embeddings: bool = False
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        try:
-            torch.zeros(1, device=self.device).cpu()
-        except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: torch without CUDA
-            raise InputError(f"device {self.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def match(
-    source: ModelLike,
-    target: ModelLike,
-    *,
-    method: str = DEFAULT_METHOD,
-    family: str | None = None,
-    config: ConfigLike = None,
-    inputs: Inputs | None = None,
-    null_trials: int = 1,
-    progress: bool = False,
-    **options: Any,
-) -> Maps:
+def match(source: ModelLike, target: ModelLike, *, request: MatchRequest | None = None, **options: Any) -> Maps:
     """Finds which unit of source is which unit of target.
 
     Args:
         source, target: the two bases: directory, file, hub id, state dict or module.
-        method: a row of `transfuse.METHODS`.
-        family: layout family, if the config does not say it.
-        config: added to both models' configs.
-        inputs: unlabelled inputs (`evaluate.Inputs`), for methods that go by activations.
-        null_trials: shuffled targets in the null test, whose result the maps then bring along; 0 leaves it out.
-        progress: a bar on stderr.
-        **options: fields of `MatchOptions`.
+        request, **options: what is asked for (`MatchRequest`), options by name over it (`method`, `null_trials`, ...).
+            Method "auto" is "tied" here; `out` is a file to write.
 
     Returns:
-        Maps, which `port` takes for any number of fine-tunes of source.
+        Maps, which `port` takes for any number of fine-tunes of source. They bring along what the null test found.
 
     Raises:
-        InputError: the models cannot be read or do not belong together.
+        InputError: the models cannot be read or do not belong together, or an option cannot be used.
     """
-    row = get_method(method)
-    models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
-    chosen = MatchOptions(**options)
-    prepared = open_inputs(models, row, inputs, chosen.seed, progress=progress)
-    return match_models(models, row, chosen, inputs=prepared, null_trials=null_trials, progress=progress)
+    return match_bases(source, target, MatchRequest.asked(request, options))[1]
+
+
+def match_bases(source: ModelLike, target: ModelLike, asked: MatchRequest) -> tuple[Models, Maps]:
+    """`match`, with the models that it opened."""
+    check_device(asked.run.device)
+    row, out = method_for_maps(asked.match.method), asked.output.out
+    if out is not None:
+        check_maps_output(out, force=asked.output.force)
+    opening = asked.opening
+    models = open_models(source, target, family=opening.family, config=opening.config, need_layout=row.needs_layout)
+    prepared = open_inputs(models, row, asked.inputs, asked.data, asked.run)
+    maps = match_models(models, row, asked.match, asked.change, asked.run, inputs=prepared, check=asked.check)
+    if out is not None:
+        maps.save(out)
+    return models, maps
 
 
 def open_inputs(
-    models: Models, method: Method, inputs: Inputs | None, seed: int, *, progress: bool = False
+    models: Models, method: Method, inputs: Inputs, data: Data = Data(), run: Run = Run()
 ) -> Prepared | None:
     """The inputs that a method needs, processed for target; None: it needs none.
 
@@ -107,33 +66,42 @@ def open_inputs(
     """
     if not method.needs_inputs:
         return None
-    if inputs is None:
+    if not inputs.given:
         raise InputError(
             f"method {method.name} goes by activations: give unlabelled inputs (--inputs TASK; 'synthetic' draws some, "
             "which serve worse)"
         )
     from ..running.live import of_checkpoint
     from ..running.probes import probe_of_model
+    from ..running.unlabelled import read_inputs
 
     checkpoint = models.target.checkpoint
     live = of_checkpoint(checkpoint, probe_of_model(models.target, models.layout, "cpu").module, checkpoint.config)
-    return inputs.open(live, seed, progress=progress)
+    return read_inputs(inputs, live, data, run)
 
 
 def match_models(
     models: Models,
     method: Method,
-    options: MatchOptions,
+    match: Match = Match(),
+    change: Change = Change(),
+    run: Run = Run(),
     *,
     inputs: Prepared | None = None,
-    null_trials: int = 0,
-    progress: bool = False,
+    check: Check = Check(null_trials=0),
 ) -> Maps:
-    """`match` for models that are open; `inputs` as from `open_inputs`."""
+    """`match` for models that are open, by a method of the table.
+
+    Args:
+        models, method: the two bases, and how they are matched.
+        match, run: how maps are sought.
+        change: what is asked of the port, which maps remember beside.
+        inputs: as from `open_inputs`.
+        check: the null test.
+    """
     if not method.any_shape:
         models.need_one_shape(f"method {method.name}")
-    form = method.form.with_inner_maps(options.tie_qkv)
-    options = replace(options, tie_qkv=form.tie_qkv)
+    form = method.form.with_inner_maps(match.tie_qkv)
     about = {
         "family": models.layout.family,
         "method": method.name,
@@ -142,13 +110,20 @@ def match_models(
         "norms": form.norms,
         "source": models.survey.fingerprints["source"],
         "target": models.survey.fingerprints["target"],
-        "options": asdict(options),
+        "options": recorded(match, change, run, tie_qkv=form.tie_qkv),
     }
     if not method.finds_maps:
         return Maps({}, **about)
     split = _split_heads(models.layout) if form.tie_qkv else {}
     with models.passes.phase("match"):
-        found, report = _found(models, method, form, options, inputs, null_trials, progress=progress)
+        gathered = method.evidence.gather(models, form, inputs, run)
+
+        def solve(evidence: Any) -> Solution:
+            with models.passes.phase(ASCENT):
+                return method.solver.solve(evidence, form, match, run)
+
+        found = solve(gathered)
+        report = method.evidence.report(gathered, found, solve, trials=check.null_trials, seed=run.seed)
     return Maps(found.maps, **about, report=report | split)
 
 
@@ -165,22 +140,15 @@ def _split_heads(layout: Layout) -> dict[str, Any]:
     return {"split_heads": sorted(found)} if found else {}
 
 
-def _found(
-    models: Models,
-    method: Method,
-    form: Form,
-    options: MatchOptions,
-    inputs: Prepared | None,
-    null_trials: int,
-    *,
-    progress: bool,
-) -> tuple[Solution, dict[str, Any]]:
-    """What a solver finds, and the report on it."""
-    gathered = method.evidence.gather(models, form, inputs, options, progress=progress)
-
-    def solve(evidence: Any) -> Solution:
-        with models.passes.phase(ASCENT):
-            return method.solver.solve(evidence, form, options, progress=progress)
-
-    found = solve(gathered)
-    return found, method.evidence.report(gathered, found, solve, trials=null_trials, seed=options.seed)
+def recorded(match: Match, change: Change, run: Run, *, tie_qkv: bool) -> dict[str, Any]:
+    """The options that maps files and reports record; `tie_qkv` as it was in the end."""
+    return {
+        "tie_qkv": tie_qkv,
+        "spectra_output": match.spectra_output,
+        "max_sweeps": match.max_sweeps,
+        "restarts": match.restarts,
+        "ridge": change.ridge,
+        "keep_embeddings": change.keep_embeddings,
+        "seed": run.seed,
+        "device": run.device,
+    }

@@ -10,8 +10,8 @@ from .evidence import Activations, Evidence, Weights
 
 if TYPE_CHECKING:
     from ..matching.solution import Solution
+    from ..options.groups import Match, Run
     from .forms import Form
-    from .match import MatchOptions
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Solver(ABC):
     finds_maps: ClassVar[bool] = True
 
     @abstractmethod
-    def solve(self, gathered: Any, form: Form, options: MatchOptions, *, progress: bool = False) -> Solution:
+    def solve(self, gathered: Any, form: Form, match: Match, run: Run) -> Solution:
         """The maps.
 
         Args:
             gathered: evidence, as from `Evidence.gather`.
             form: in which the bases are matched.
-            options: of matching.
-            progress: a bar on stderr.
+            match: how maps are sought.
+            run: its seed, and whether there are bars.
         """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class NoMaps(Solver):
     heads: ClassVar[tuple[str, ...]] = ("-",)
     finds_maps: ClassVar[bool] = False
 
-    def solve(self, gathered: Any, form: Form, options: MatchOptions, *, progress: bool = False) -> Solution:
+    def solve(self, gathered: Any, form: Form, match: Match, run: Run) -> Solution:
         from ..matching.solution import Solution
 
         return Solution({})
@@ -103,7 +103,7 @@ class Ascent(Solver):
     start: Literal["identity", "anchored"] = "anchored"
     paper_heads: bool = False
 
-    def solve(self, gathered: Any, form: Form, options: MatchOptions, *, progress: bool = False) -> Solution:
+    def solve(self, gathered: Any, form: Form, match: Match, run: Run) -> Solution:
         from ..matching.ascent import CoordinateAscent
 
         solver = CoordinateAscent(
@@ -111,11 +111,11 @@ class Ascent(Solver):
             heads=form.heads,
             start=self.start,
             paper_heads=self.paper_heads,
-            spectra_output=options.spectra_output,
-            max_sweeps=options.max_sweeps,
-            orders=(None, *(options.seed + i for i in range(options.restarts))),
+            spectra_output=match.spectra_output,
+            max_sweeps=match.max_sweeps,
+            orders=(None, *(run.seed + i for i in range(match.restarts))),
         )
-        return solver.solve(gathered, progress=progress)
+        return solver.solve(gathered, progress=run.progress)
 
     def describe(self) -> dict[str, Any]:
         return {"group": self.group, "solver": "ascent", "start": self.start, "paper_heads": self.paper_heads}
@@ -138,7 +138,7 @@ class Transport(Solver):
     package: ClassVar[str] = "POT"
     plan: Literal["sinkhorn", "emd"] = "sinkhorn"
 
-    def solve(self, gathered: Any, form: Form, options: MatchOptions, *, progress: bool = False) -> Solution:
+    def solve(self, gathered: Any, form: Form, match: Match, run: Run) -> Solution:
         from ..matching.couplings import Couplings
 
         return Couplings(self.plan).solve(gathered)
@@ -166,7 +166,7 @@ class Procrustes(Solver):
     group: Literal["permutation", "orthogonal", "rotation"] = "orthogonal"
     keep_spreads: bool = False
 
-    def solve(self, gathered: Any, form: Form, options: MatchOptions, *, progress: bool = False) -> Solution:
+    def solve(self, gathered: Any, form: Form, match: Match, run: Run) -> Solution:
         from ..matching.by_space import BySpace
 
         return BySpace(self.group, self.keep_spreads).solve(gathered)

@@ -6,6 +6,7 @@ A method that combines known parts is one row; a new part is one class beside th
 from __future__ import annotations
 
 from ..errors import InputError
+from ..options.groups import AUTO
 from .evidence import Activations, NoEvidence, Weights
 from .forms import Form
 from .method import Method
@@ -53,6 +54,15 @@ METHODS: dict[str, Method] = {
 # fmt: on
 
 DEFAULT_METHOD = "tied"
+
+
+def method_for_maps(name: str) -> Method:
+    """The row of that name, where maps are needed whatever the models are: auto is `DEFAULT_METHOD`.
+
+    Raises:
+        InputError: no such method.
+    """
+    return get_method(DEFAULT_METHOD if name == AUTO else name)
 
 
 def get_method(name: str) -> Method:

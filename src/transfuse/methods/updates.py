@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from ..options.groups import Change, Run
     from ..running.inputs import Prepared
     from ..update.ported import Ported
-    from .match import MatchOptions
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Update(ABC):
     moves_source: ClassVar[bool] = True
 
     @abstractmethod
-    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
+    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
         """The port with what this adds in the place of the task vector as maps carry it.
 
         Args:
             ported: with the task vector carried over by the maps.
             inputs: unlabelled, processed for target, for updates that need some.
-            options: see there.
-            progress: bars on stderr.
+            change: how it is made.
+            run: its seed and device, and whether there are bars.
 
         Raises:
             InputError: a model cannot be run here.
@@ -49,8 +49,8 @@ class Contract(Update):
 
     transport: ClassVar[str] = "maps"
 
-    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
-        return _with_embeddings_as_asked(ported, options)
+    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
+        return _with_embeddings_as_asked(ported, change)
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Noise(Update):
     transport: ClassVar[str] = "maps"
     is_control: ClassVar[bool] = True
 
-    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
+    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
         from ..update.objects import Noise as Drawn
 
-        return _with_embeddings_as_asked(ported.with_update(Drawn(ported.update, options.seed)), options)
+        return _with_embeddings_as_asked(ported.with_update(Drawn(ported.update, run.seed)), change)
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Fit(Update):
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
 
-    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
+    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
         from ..update.functional import FitOptions, fit_port  # needs what evaluation needs
 
         assert inputs is not None
-        start, fitting = _with_embeddings_as_asked(ported, options), FitOptions(ridge=options.ridge)
-        found = fit_port(start, inputs, fitting, device=options.device, progress=progress)
-        return _with_embeddings_as_asked(ported.fitted(found), options)
+        start, fitting = _with_embeddings_as_asked(ported, change), FitOptions(ridge=change.ridge)
+        found = fit_port(start, inputs, fitting, device=run.device, progress=run.progress)
+        return _with_embeddings_as_asked(ported.fitted(found), change)
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ class Train(Update):
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
 
-    def of(self, ported: Ported, inputs: Prepared | None, options: MatchOptions, *, progress: bool = False) -> Ported:
+    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
         from ..update.distillation import DistilOptions, distil_port  # needs what evaluation needs
 
         assert inputs is not None
-        training = DistilOptions(seed=options.seed)
-        return ported.fitted(distil_port(ported, inputs, training, device=options.device, progress=progress))
+        training = DistilOptions(seed=run.seed)
+        return ported.fitted(distil_port(ported, inputs, training, device=run.device, progress=run.progress))
 
 
-def _with_embeddings_as_asked(ported: Ported, options: MatchOptions) -> Ported:
+def _with_embeddings_as_asked(ported: Ported, change: Change) -> Ported:
     """The same, or with target's own tables, positions and patches."""
     from ..update.ported import without_embeddings
 
-    return without_embeddings(ported) if options.keep_embeddings else ported
+    return without_embeddings(ported) if change.keep_embeddings else ported

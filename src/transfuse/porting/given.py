@@ -8,9 +8,9 @@ from pathlib import Path
 from ..errors import InputError
 from ..maps.algebra import PerHead, Rectangular
 from ..maps.collection import Maps
-from ..methods.auto import AUTO
-from ..methods.table import DEFAULT_METHOD, METHODS, Method
+from ..methods.table import METHODS, Method
 from ..models.model import Models
+from ..options.groups import AUTO, Match
 
 
 def refuse_inputs(models: Models, out: Path, maps: Maps | str | os.PathLike[str] | None) -> None:
@@ -27,18 +27,18 @@ def refuse_inputs(models: Models, out: Path, maps: Maps | str | os.PathLike[str]
             raise InputError(f"{out} is where the {role} lies ({place}); give another place for the output")
 
 
-def method_of_maps(maps: Maps, asked: str | None = None) -> Method:
+def method_of_maps(maps: Maps, asked: str = AUTO) -> Method:
     """The method that made some maps.
 
     Args:
-        asked: the method that the caller named beside them, if one.
+        asked: the method that the caller named beside them, or auto.
 
     Raises:
         InputError: it is unknown here, or another one than was asked for.
     """
     if maps.method not in METHODS:
         raise InputError(f"the maps were made by method {maps.method!r}, which this version does not know")
-    if asked not in (None, maps.method):
+    if asked not in (AUTO, maps.method):
         raise InputError(
             f"the maps were made by method {maps.method!r} and method {asked!r} is asked for: maps bring their method "
             "along, so leave it out, or match again with the other one"
@@ -46,9 +46,16 @@ def method_of_maps(maps: Maps, asked: str | None = None) -> Method:
     return METHODS[maps.method]
 
 
-def asked_method(method: str | None, maps: object) -> str:
-    """What to ask `port` for: a method that is not named is that of the maps, else the default."""
-    return method or (DEFAULT_METHOD if maps is None else AUTO)
+def given_maps(match: Match) -> Maps | None:
+    """The maps of an earlier run, read if they are in a file; None: they are to be found.
+
+    Raises:
+        InputError: the file cannot be read, or another method than theirs is asked for.
+    """
+    maps = Maps.load(match.maps) if isinstance(match.maps, str | os.PathLike) else match.maps
+    if maps is not None:
+        method_of_maps(maps, match.method)
+    return maps
 
 
 def check_maps(models: Models, maps: Maps) -> Maps:

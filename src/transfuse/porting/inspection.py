@@ -9,11 +9,13 @@ from ..errors import InputError
 from ..evidence.null import stored_null
 from ..evidence.relation import delta_report, relation
 from ..files.checkpoint import open_checkpoint
-from ..methods.match import MatchOptions, match_models
-from ..methods.table import DEFAULT_METHOD, Method, get_method
-from ..models.model import ConfigLike, Model, ModelLike, Models
+from ..methods.match import match_models
+from ..methods.table import Method, method_for_maps
+from ..models.model import Model, ModelLike, Models
 from ..models.opening import open_models
 from ..models.plan import make_plan
+from ..options.requests import InspectRequest
+from ..running.device import check_device
 
 
 def inspect_models(
@@ -21,22 +23,15 @@ def inspect_models(
     tuned: ModelLike | None = None,
     target: ModelLike | None = None,
     *,
-    family: str | None = None,
-    config: ConfigLike = None,
-    method: str = DEFAULT_METHOD,
-    null_trials: int = 3,
-    progress: bool = False,
+    request: InspectRequest | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Looks at one model, a base and its fine-tune, or all three.
 
     Args:
         source, tuned, target: old base, its fine-tune, new base.
-        family, config: see `match`.
-        method: what the null test matches with.
-        null_trials: shuffled targets; 0 leaves matching and the null test out.
-        progress: bars on stderr.
-        **options: fields of `MatchOptions`.
+        request, **options: what is asked for (`InspectRequest`), options by name over it: `method` is what the null
+            test matches with ("auto" is "tied"), 0 `null_trials` leave matching and the test out.
 
     Returns:
         What `transfuse inspect --json` prints.
@@ -44,13 +39,14 @@ def inspect_models(
     Raises:
         InputError: a model cannot be read, they do not belong together, or the method does not match by weights.
     """
+    asked = InspectRequest.asked(request, options)
+    check_device(asked.run.device)
     base = open_checkpoint(source, role="source")  # once, also where it stands in for the target that is not given
-    row = get_method(method)
+    row = method_for_maps(asked.match.method)
     if row.needs_inputs:
         raise InputError(f"method {row.name} goes by activations; models are inspected by their weights alone")
-    models = open_models(
-        base, target if target is not None else base, tuned, family=family, config=config, need_layout=False
-    )
+    other = target if target is not None else base
+    models = open_models(base, other, tuned, **vars(asked.opening), need_layout=False)
     report: dict[str, Any] = {"family": models.layout.family or None, "towers": dict(models.layout.facts)}
     shown = [models.source, *([models.tuned] if models.tuned else []), *([models.target] if target is not None else [])]
     report["models"] = {model.role: describe(model, models) for model in shown}
@@ -60,7 +56,7 @@ def inspect_models(
         report["delta"] = delta_report(models, heads_come=bool(plan.of("carry"))).as_dict()
     if target is not None:
         report["resized"] = models.about_shapes()
-        report["relation"] = _relation(models, row, MatchOptions(**options), null_trials, progress)
+        report["relation"] = _relation(models, row, asked)
     if plan is not None and target is not None:
         report["plan"] = {action: [step.out or step.name for step in plan.of(action)] for action in plan.count()}
     return report
@@ -89,10 +85,11 @@ def describe(model: Model, models: Models) -> dict[str, Any]:
     }
 
 
-def _relation(models: Models, row: Method, options: MatchOptions, trials: int, progress: bool) -> dict[str, Any]:
-    if not row.finds_maps or not trials or models.family is None or models.resizing is not None:
+def _relation(models: Models, row: Method, asked: InspectRequest) -> dict[str, Any]:
+    unmatched = not row.finds_maps or not asked.check.null_trials
+    if unmatched or models.family is None or models.resizing is not None:
         return relation(models).as_dict()
-    maps = match_models(models, row, options, null_trials=trials, progress=progress)
+    maps = match_models(models, row, asked.match, run=asked.run, check=asked.check)
     found = {key: value for key, value in maps.report.items() if key != "null"}
     return relation(models, maps, stored_null(maps)).as_dict() | {"match": found}
 

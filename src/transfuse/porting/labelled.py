@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..data.tasks import TaskSpec, load_task
-from ..methods.auto import ALPHAS, Labelled
-from ..methods.match import MatchOptions
+from ..methods.auto import ALPHAS
 from ..methods.table import METHODS
+from ..options.groups import Check, Labelled
+from ..options.requests import PortRequest
 from ..running.inputs import prepare
 from ..running.live import with_state
 from ..running.scores import evaluate, score_dict
@@ -15,35 +16,36 @@ from ..update.live import live_of
 from .run import PortResult, carry
 
 
-def choose_by_labels(result: PortResult, labelled: Labelled, options: MatchOptions) -> PortResult:
+def choose_by_labels(result: PortResult, request: PortRequest) -> PortResult:
     """The result, or the naive one in its place, at the scale with the smallest loss on the examples.
 
     Nothing is fitted to the labels, so no example has to be held back: at most ten losses are compared.
 
     Args:
         result: of a port with the method that was chosen without labels.
-        labelled: the examples.
-        options: seed and device.
+        request: the examples, seed and device.
 
     Raises:
         InputError: the examples cannot be read, or fit no class of the model.
     """
-    task = labelled.task if isinstance(labelled.task, TaskSpec) else load_task(labelled.task)
+    labelled = request.labelled
+    task = load_task(labelled.task)
     tensors, first = result.tensors, result.report["method"]
     candidates = {first: result}
     if first != "naive":
-        candidates["naive"] = carry(tensors.models, tensors.plan, METHODS["naive"], 1.0, options=options)
-    losses = {name: _losses(one, task, labelled, options) for name, one in candidates.items()}
+        plain = request.changed(alpha=1.0, check=Check(null_trials=0, verify=False))
+        candidates["naive"] = carry(tensors.models, tensors.plan, METHODS["naive"], plain)
+    losses = {name: _losses(one, task, request) for name, one in candidates.items()}
     # Of equals the choice made without labels, and the smaller scale.
     best = min(((name, alpha) for name in losses for alpha in ALPHAS), key=lambda pair: losses[pair[0]][pair[1]])
     return _at(candidates[best[0]], best[1], result.report, losses, labelled)
 
 
-def _losses(result: PortResult, task: TaskSpec, labelled: Labelled, options: MatchOptions) -> dict[float, float]:
+def _losses(result: PortResult, task: TaskSpec, request: PortRequest) -> dict[float, float]:
     held = result.tensors.held()
-    live = live_of(held, held.at(0.0).state(), device=options.device)
-    how: dict[str, Any] = {"data_dir": labelled.data_dir, "shots": labelled.per_class, "seed": options.seed}
-    rows = prepare(task, "train", live, **how)
+    live = live_of(held, held.at(0.0).state(), device=request.run.device)
+    how: dict[str, Any] = {"shots": request.labelled.per_class, "seed": request.run.seed}
+    rows = prepare(task, "train", live, data_dir=request.data.data_dir, **how)
     return {a: score_dict(evaluate(with_state(live, held.at(a).state()), task, rows))["loss"] for a in ALPHAS}
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +11,15 @@ import torch
 from ..errors import InputError
 from ..files.checkpoint import open_checkpoint
 from ..files.writing import check_output
-from ..maps.collection import Maps
-from ..models.model import ConfigLike, ModelLike, Models
+from ..methods.table import method_for_maps
+from ..models.model import ModelLike, Models
 from ..models.opening import open_models
 from ..models.plan import make_plan
+from ..options.groups import AUTO, Check, Output
+from ..options.requests import MergeRequest, PortRequest
 from ..update.merging import check_merge, merged
 from .card import merge_card
-from .given import asked_method, refuse_inputs
+from .given import refuse_inputs
 from .output import write_port
 from .port import port
 from .run import PortResult
@@ -30,20 +30,7 @@ def merge(
     target: ModelLike,
     tuned: Sequence[ModelLike],
     *,
-    out: str | os.PathLike[str] | None = None,
-    how: str = "sum",
-    alpha: float = 1.0,
-    density: float | None = None,
-    method: str | None = None,
-    maps: Maps | str | os.PathLike[str] | None = None,
-    family: str | None = None,
-    config: ConfigLike = None,
-    null_trials: int = 1,
-    verify: bool = True,
-    double: bool = False,
-    force: bool = False,
-    progress: bool = False,
-    seed: int = 0,
+    request: MergeRequest | None = None,
     **options: Any,
 ) -> PortResult:
     """Carries several fine-tunes of `source` over to `target` through one set of maps and merges them there.
@@ -51,53 +38,51 @@ def merge(
     Args:
         source, target: old and new base.
         tuned: fine-tunes of source. One head, at most, can come along: those that bring one have to agree in it.
-        out: folder to write; None keeps the result in memory.
-        how, density: see `update.merging.merged`.
-        alpha: scale of the merged task vector.
-        method, maps, family, config, null_trials, verify, double, force, progress: see `port`.
-        seed: of matching, the null test and "dare".
-        **options: fields of `MatchOptions`.
+        request, **options: what is asked for (`MergeRequest`), options by name over it (`out`, `how`, `density`,
+            `alpha`, `method`, ...). Method "auto" is "tied" here.
 
     Returns:
         PortResult, as of a port; its report has "merge" (how, density, the fine-tunes).
 
     Raises:
-        InputError: an input cannot be used, or the fine-tunes bring different heads.
+        InputError: an input or option cannot be used, or the fine-tunes bring different heads.
         VerificationError: as `port`.
     """
-    kept = check_merge(how, density, len(tuned))
-    place = None if out is None else Path(out)
-    if place is not None:
-        check_output(place, force=force)
+    asked = MergeRequest.asked(request, options)
+    how, out, run = asked.merge.how, asked.output.out, asked.run
+    kept = check_merge(how, asked.merge.density, len(tuned))
+    if out is not None:
+        check_output(out, force=asked.output.force)
     # Once: fingerprints take a while, and models in memory are copied.
     source, target = open_checkpoint(source, role="source"), open_checkpoint(target, role="target")
     tuned = [open_checkpoint(one, role="tuned") for one in tuned]
-    known = {"family": family, "config": config}
-    opened = [open_models(source, target, one, need_layout=False, **known) for one in tuned]
+    opened = [open_models(source, target, one, need_layout=False, **vars(asked.opening)) for one in tuned]
     bearer = _head_bearer(opened)
-    if place is not None:
+    if out is not None:
         for models in opened:
-            refuse_inputs(models, place, maps)
-    common = {
-        "method": asked_method(method, maps),
-        "alpha": alpha,
-        "seed": seed,
-        "progress": progress,
-        **known,
-        **options,
-    }
-    checks = {"null_trials": null_trials, "verify": verify, "double": double}
-    results = [port(source, tuned[0], target, maps=maps, **checks, **common)]
-    for other in tuned[1:]:
-        results.append(port(source, other, target, maps=results[0].maps, null_trials=0, verify=False, **common))
-    update = merged([one.tensors.update for one in results], how=how, density=kept, seed=seed)
+            refuse_inputs(models, out, asked.match.maps)
+    results = _ports(source, target, tuned, asked)
+    update = merged([one.tensors.update for one in results], how=how, density=kept, seed=run.seed)
     about = {"how": how, "density": kept, "tuned": [_about(result) for result in results]}
     form = results[bearer].report | _of_all(results) | {"merge": about}
     report = {key: value for key, value in form.items() if key != "delta"}
-    result = replace(results[0], report=report, out=place, tensors=results[bearer].tensors.with_update(update))
-    if place is not None:
-        write_port(result, place, card=merge_card, verify=verify, force=force, progress=progress)
+    result = replace(results[0], report=report, out=out, tensors=results[bearer].tensors.with_update(update))
+    if out is not None:
+        write_port(
+            result, out, card=merge_card, verify=asked.check.verify, force=asked.output.force, progress=run.progress
+        )
     return result
+
+
+def _ports(source: ModelLike, target: ModelLike, tuned: Sequence[ModelLike], asked: MergeRequest) -> list[PortResult]:
+    """A port of each fine-tune; the first finds the maps, and checks them, for all."""
+    match = asked.match
+    if match.maps is None:
+        match = replace(match, method=method_for_maps(match.method).name)
+    results = [port(source, tuned[0], target, request=asked.shared(PortRequest, match=match, output=Output()))]
+    maps, unchecked = results[0].maps, Check(null_trials=0, verify=False)
+    again = {"match": replace(match, maps=maps, method=AUTO), "check": unchecked, "output": Output()}
+    return results + [port(source, other, target, request=asked.shared(PortRequest, **again)) for other in tuned[1:]]
 
 
 def _about(result: PortResult) -> dict[str, Any]:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
 from ..files.writing import check_output
 from ..maps.collection import Maps
-from ..methods.auto import AUTO, Labelled, choose
-from ..methods.match import MatchOptions
+from ..methods.auto import choose
 from ..methods.table import METHODS, Method, get_method
-from ..models.model import ConfigLike, ModelLike, Models
+from ..models.model import ModelLike, Models
 from ..models.opening import open_models
 from ..models.plan import Plan, make_plan
+from ..options.groups import AUTO
+from ..options.requests import PortRequest
+from ..running.device import check_device
 from ..update.ported import transported
 from .about import about_models
-from .given import method_of_maps, refuse_inputs
+from .given import given_maps, method_of_maps, refuse_inputs
 from .labelled import choose_by_labels
 from .output import write_port
 from .run import PortResult, carry
-
-if TYPE_CHECKING:
-    from ..running.unlabelled import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -36,84 +32,65 @@ def port(
     tuned: ModelLike,
     target: ModelLike,
     *,
-    out: str | os.PathLike[str] | None = None,
-    method: str = AUTO,
-    alpha: float = 1.0,
-    maps: Maps | str | os.PathLike[str] | None = None,
-    inputs: Inputs | None = None,
-    labelled: Labelled | None = None,
-    family: str | None = None,
-    config: ConfigLike = None,
-    null_trials: int = 1,
-    verify: bool = True,
-    double: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-    progress: bool = False,
+    request: PortRequest | None = None,
     **options: Any,
 ) -> PortResult:
     """Carries a fine-tune of `source` over to `target`.
 
     Args:
-        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, or state dict.
-        out: folder to write; None keeps the result in memory (`PortResult.state_dict`).
-        method: a row of `transfuse.METHODS`, or "auto" (`auto.py`), which looks at the models and takes one.
-        alpha: scale of the task vector.
-        maps: maps (or their file) from an earlier `match` of the same two bases. They bring their method along: "auto"
-            is theirs, and no other one can be named beside them.
-        inputs: unlabelled inputs (`evaluate.Inputs`), for methods that go by activations.
-        labelled: a few labelled examples, by which auto takes a scale, and naive where that is better.
-        family, config: see `match`.
-        null_trials: shuffled targets in the null test; 0 leaves it out. Given maps bring what was found with them.
-        verify: run the mapped source against source, and load what was written.
-        double: do that in float64.
-        force: replace an existing output.
-        dry_run: stop after planning: nothing is matched or written.
-        progress: bars on stderr.
-        **options: fields of `MatchOptions`.
+        source, tuned, target: old base, its fine-tune, new base: directory, file, hub id, state dict or module.
+        request, **options: what is asked for (`PortRequest`), options by name over it (`out`, `method`, `maps`,
+            `inputs`, `alpha`, ...). Without `out` the result stays in memory (`PortResult.state_dict`).
 
     Returns:
         PortResult. The same inputs, options and seed give the same bytes.
 
     Raises:
-        InputError: an input cannot be used.
+        InputError: an input or option cannot be used.
         VerificationError: the mapped source is not source, or the output does not load; nothing is written.
     """
-    if not math.isfinite(alpha):
-        raise InputError(f"alpha is {alpha}; a finite number is needed")
-    chosen = MatchOptions(**options)
-    given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
-    asked = None if method == AUTO else method
-    row = method_of_maps(given, asked) if given is not None else None if asked is None else get_method(asked)
-    if labelled is not None and row is not None:
-        raise InputError("labelled examples choose the method and the scale, so they go with method auto alone")
-    place = None if out is None else Path(out)
-    if place is not None and not dry_run:
-        check_output(place, force=force)
+    asked = PortRequest.asked(request, options)
+    check_device(asked.run.device)
+    maps, output = given_maps(asked.match), asked.output
+    row = _method(asked, maps)
+    if output.out is not None and not output.dry_run:
+        check_output(output.out, force=output.force)
     needs_layout = None if row is None else row.needs_layout  # auto adds what it has no layout for as it is
-    models = open_models(source, target, tuned, family=family, config=config, need_layout=needs_layout)
-    if place is not None:
-        refuse_inputs(models, place, maps)
+    models = open_models(source, target, tuned, **vars(asked.opening), need_layout=needs_layout)
+    if output.out is not None:
+        refuse_inputs(models, output.out, asked.match.maps)
     plan = make_plan(models)
     about = about_models(models, plan)
     if row is not None and not row.any_shape:
         models.need_one_shape(f"method {row.name}")
-    if dry_run:
-        return _planned(models, plan, row, alpha, about)
+    if output.dry_run:
+        return _planned(models, plan, row, asked.change.alpha, about)
     if row is None:
         with models.passes.phase("choose"):
-            choice = choose(models, inputs, chosen, null_trials=null_trials, progress=progress)
+            choice = choose(models, asked)
         log.info("method %s: %s", choice.method, choice.because)
-        row, given, inputs = METHODS[choice.method], choice.maps, choice.inputs
+        row, maps, asked = METHODS[choice.method], choice.maps, asked.changed(inputs=choice.inputs)
         about["choice"] = choice.as_dict()
-    checks = {"null_trials": null_trials, "verify": verify, "double": double, "progress": progress}
-    result = carry(models, plan, row, alpha, maps=given, inputs=inputs, options=chosen, about=about, **checks)
-    if labelled is not None:
-        result = choose_by_labels(result, labelled, chosen)
-    if place is not None:
-        result.out = place
-        write_port(result, place, verify=verify, force=force, progress=progress)
+    result = carry(models, plan, row, asked, maps=maps, about=about)
+    if asked.labelled.given:
+        result = choose_by_labels(result, asked)
+    if output.out is not None:
+        result.out = output.out
+        write_port(result, output.out, verify=asked.check.verify, force=output.force, progress=asked.run.progress)
     return result
+
+
+def _method(asked: PortRequest, maps: Maps | None) -> Method | None:
+    """The method that is asked for, or that of given maps; None: auto takes one.
+
+    Raises:
+        InputError: there is no such method, or labelled examples have nothing to choose.
+    """
+    named = asked.match.method
+    row = method_of_maps(maps) if maps is not None else None if named == AUTO else get_method(named)
+    if asked.labelled.given and row is not None:
+        raise InputError("labelled examples choose the method and the scale, so they go with method auto alone")
+    return row
 
 
 def _planned(models: Models, plan: Plan, method: Method | None, alpha: float, about: Mapping[str, Any]) -> PortResult:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -14,16 +14,14 @@ from ..errors import VerificationError
 from ..evidence.null import stored_null
 from ..evidence.relation import relation
 from ..maps.collection import Maps
-from ..methods.match import MatchOptions, match_models, open_inputs
+from ..methods.match import match_models, open_inputs, recorded
 from ..methods.table import Method
 from ..models.model import Models
 from ..models.plan import Plan
+from ..options.requests import PortRequest
 from ..update.ported import Ported, transported
 from .given import check_maps
 from .verify import Equivalence, check_equivalence
-
-if TYPE_CHECKING:
-    from ..running.unlabelled import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -59,43 +57,53 @@ def carry(
     models: Models,
     plan: Plan,
     method: Method,
-    alpha: float,
+    request: PortRequest,
     *,
-    options: MatchOptions,
     maps: Maps | None = None,
-    inputs: Inputs | None = None,
     about: Mapping[str, Any] = {},
-    null_trials: int = 0,
-    verify: bool = False,
-    double: bool = False,
-    progress: bool = False,
 ) -> PortResult:
     """A port of models that are open.
 
     Args:
         models, plan: what is carried, and what happens to every tensor.
-        method, alpha, options, maps, inputs, null_trials, verify, double, progress: see `port`.
+        method: how.
+        request: everything else that is asked for.
+        maps: those that were found before.
         about: what the report says beside.
 
     Raises:
         InputError, VerificationError: see `port`.
     """
+    match, change, run = request.match, request.change, request.run
     needs_inputs = maps is None or method.update.needs_inputs
-    prepared = open_inputs(models, method, inputs, options.seed) if needs_inputs else None
+    prepared = open_inputs(models, method, request.inputs, request.data, run) if needs_inputs else None
     if maps is None:
-        found = match_models(models, method, options, inputs=prepared, null_trials=null_trials, progress=progress)
+        found = match_models(models, method, match, change, run, inputs=prepared, check=request.check)
     else:
         found = check_maps(models, maps)
-    checked = verify and found.spaces and method.gives_mapped_source
+    checked = request.check.verify and found.spaces and method.gives_mapped_source
     with models.passes.phase("check"):
-        equivalence = _checked_equivalence(models, method, found, options.seed, double) if checked else None
-    ported = transported(models, plan, found, alpha)
+        equivalence = _checked_equivalence(models, method, found, run.seed, request.check.double) if checked else None
+    ported = transported(models, plan, found, change.alpha)
     if ported.heads.passage.warning:
         log.warning("%s", ported.heads.passage.warning)
     with models.passes.phase(method.update.transport):
-        tensors = method.update.of(ported, prepared, options, progress=progress)
-    report = {**about, "method": method.name, "summary": method.summary, "alpha": alpha}
-    return PortResult(report | _findings(models, method, found, equivalence, options), found, None, tensors)
+        tensors = method.update.of(ported, prepared, change, run)
+    report = {**about, "method": method.name, "summary": method.summary, "alpha": change.alpha}
+    report |= _options(found, recorded(match, change, run, tie_qkv=found.tie_qkv))
+    return PortResult(report | _findings(models, method, found, equivalence), found, None, tensors)
+
+
+# Options that only say how maps are sought.
+_SEEKING = ("spectra_output", "max_sweeps", "restarts")
+
+
+def _options(maps: Maps, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of this run; beside them those that its maps were made with, where they are from another one."""
+    made = dict(maps.options)
+    if own == made:
+        return {"options": made}
+    return {"options": {key: one for key, one in own.items() if key not in _SEEKING}, "maps_options": made}
 
 
 def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, double: bool) -> Equivalence:
@@ -115,23 +123,8 @@ def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, 
     return found
 
 
-# Options that only say how maps are sought.
-_SEEKING = ("spectra_output", "max_sweeps", "restarts")
-
-
-def _options(maps: Maps, options: MatchOptions) -> dict[str, Any]:
-    """The options of this run; beside them those that its maps were made with, where they are from another one."""
-    own, made = asdict(replace(options, tie_qkv=maps.tie_qkv)), dict(maps.options)
-    if own == made:
-        return {"options": own}
-    return {"options": {key: one for key, one in own.items() if key not in _SEEKING}, "maps_options": made}
-
-
-def _findings(
-    models: Models, method: Method, maps: Maps, equivalence: Equivalence | None, options: MatchOptions
-) -> dict[str, Any]:
+def _findings(models: Models, method: Method, maps: Maps, equivalence: Equivalence | None) -> dict[str, Any]:
     return {
-        **_options(maps, options),
         "match": {key: value for key, value in maps.report.items() if key != "null"},
         "relation": relation(models, maps, stored_null(maps)).as_dict(),
         "equivalence": None if equivalence is None else equivalence.as_dict(),

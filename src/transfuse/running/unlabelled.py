@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -15,6 +15,7 @@ from ..data.extras import need
 from ..data.splits import Split, class_names, load_split, no_bars
 from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, load_task
 from ..errors import InputError
+from ..options.groups import Data, Inputs, Run
 from .inputs import Prepared, Source, prepare_rows
 from .live import LiveModel
 from .scores import shifted
@@ -23,35 +24,22 @@ from .tokens import Batch
 SYNTHETIC = "synthetic"
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Unlabelled inputs as a user gives them.
+def read_inputs(inputs: Inputs, live: LiveModel, data: Data = Data(), run: Run = Run()) -> Prepared:
+    """Inputs as a user asks for them, processed for a model.
 
-    Attributes:
-        task: a task (spec, file or JSON text) whose data are used, or "synthetic".
-        count: so many, or all there are.
-        split: of the data.
-        data_dir: where the task's `local` data lie.
+    Args:
+        inputs: which, and how many.
+        live: the model.
+        data: where data lie.
+        run: its seed, and whether there are bars.
+
+    Raises:
+        InputError: see `load_task` and `unlabelled`.
     """
-
-    task: TaskSpec | str | Path
-    count: int = 512
-    split: Split = "train"
-    data_dir: Path | None = None
-
-    def open(self, live: LiveModel, seed: int, *, progress: bool = False) -> Prepared:
-        """The inputs, processed for a model.
-
-        Raises:
-            InputError: see `load_task` and `unlabelled`.
-        """
-        if self.count < 2:
-            raise InputError(f"{self.count} inputs are too few for activations: two at least, and 512 are usual")
-        if self.task == SYNTHETIC:
-            return synthetic(live, count=self.count, seed=seed)
-        task = self.task if isinstance(self.task, TaskSpec) else load_task(self.task)
-        where = {"split": self.split, "data_dir": self.data_dir, "seed": seed, "progress": progress}
-        return unlabelled(task, live, count=self.count, **where)
+    if inputs.task == SYNTHETIC:
+        return synthetic(live, count=inputs.count, seed=run.seed)
+    where = {"data_dir": data.data_dir, "seed": run.seed, "progress": run.progress}
+    return unlabelled(load_task(inputs.task), live, count=inputs.count, split=cast(Split, inputs.split), **where)
 
 
 def unlabelled(

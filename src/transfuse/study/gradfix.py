@@ -10,28 +10,28 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.tasks import TaskSpec
+from ..data.tasks import TaskSpec, load_task
 from ..errors import InputError, TransfuseError
 from ..files.configs import quiet_transformers
-from ..maps.collection import Maps
 from ..maps.random import tensor_generator
 from ..models.delta import task_vector
 from ..models.model import ConfigLike, ModelLike, Models
 from ..models.opening import open_models
+from ..options.groups import Output, Run
+from ..options.requests import PortRequest, RefineRequest
+from ..options.studies import Mask
 from ..porting.card import model_card
-from ..porting.given import asked_method
 from ..porting.output import write_port
 from ..porting.port import port
 from ..porting.run import PortResult
@@ -43,8 +43,8 @@ from ..update.live import live_of
 from ..update.objects import Masked
 from ..update.ported import Ported
 from .scale import check_place, compared, fixed_inputs, moving_parts
-from .selection import Shots, check_selection, choose_shots
-from .sweep import ALPHAS, check_alphas
+from .selection import Shots, choose_shots
+from .sweep import check_alphas
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,7 @@ TIES = ("mean", "drop", "keep")
 MODES = ("normal", "force", "soft-share", "soft-sigmoid", "random", "oracle")
 
 MEMORY = 10**9  # bytes of gradients of single examples that are held at once
-FOLDS = 4
 
-Alpha = float | Literal["cv"]
 Truth = Callable[[str], Tensor]  # canonical name -> the target's own task vector
 Vectors = dict[str, Tensor]  # by output name
 
@@ -487,14 +485,10 @@ def mask_task_vector(
     ported: Ported,
     task: TaskSpec,
     shots: Shots,
-    rule: MaskRule,
+    mask: Mask,
+    run: Run = Run(),
     *,
-    alpha: Alpha = 1.0,
-    alphas: Sequence[float] = ALPHAS,
-    folds: int = FOLDS,
-    micro_batch: int | None = None,
     truth: Truth | None = None,
-    progress: bool = False,
 ) -> MaskResult:
     """Masks a transported task vector by the gradients of a few examples.
 
@@ -502,22 +496,24 @@ def mask_task_vector(
         live: the target: the weights of `ported` at alpha 0.
         ported: target and the whole task vector, held.
         task, shots: the examples.
-        alpha, alphas, folds: see `refine`.
-        micro_batch: see `tally`.
+        mask: the rule, and how alpha is chosen.
+        run: its seed, of the random mask, and whether there is a bar.
         truth: reads the target's own task vector, for the oracle.
 
     Raises:
-        InputError: an option, or a task vector that is zero.
+        InputError: alpha cannot be cross-validated, or the task vector is zero.
         TransfuseError: a gradient is not finite.
     """
+    rule, alpha = rule_of(mask, run), mask.alpha
     names = tuple(moving_parts(ported, "tensor"))
-    parts = fold_positions(shots, folds) if alpha == "cv" else [torch.arange(len(shots.rows))]
+    parts = fold_positions(shots, mask.folds) if alpha == "cv" else [torch.arange(len(shots.rows))]
     voters = [shots.rows.select(part) for part in parts]
-    votes = [tally(live, task, rows, names, micro_batch=micro_batch, progress=progress) for rows in voters]
+    about: dict[str, Any] = {"micro_batch": mask.micro_batch, "progress": run.progress}
+    votes = [tally(live, task, rows, names, **about) for rows in voters]
     found, validation = reduce(add, votes), None
-    if alpha == "cv":
+    if isinstance(alpha, str):
         held = list(zip(voters, votes, strict=True))
-        alpha, validation = validated_alpha(live, ported, task, held, rule, alphas, truth)
+        alpha, validation = validated_alpha(live, ported, task, held, rule, mask.alphas, truth)
     kept = masked(ported, found, rule, truth).at(alpha)
     report = {
         "alpha": alpha,
@@ -534,33 +530,9 @@ def refine(
     source: ModelLike,
     tuned: ModelLike,
     target: ModelLike,
-    task: TaskSpec,
+    task: TaskSpec | str | Path,
     *,
-    per_class: int,
-    out: str | os.PathLike[str] | None = None,
-    vote: str = "majority",
-    ties: str = "mean",
-    mode: str = "normal",
-    power: float = 2.0,
-    temperature: float = 0.25,
-    oracle: ModelLike | None = None,
-    select: str = "random",
-    pool: int | None = None,
-    alpha: Alpha = 1.0,
-    alphas: Sequence[float] = ALPHAS,
-    folds: int = FOLDS,
-    micro_batch: int | None = None,
-    method: str | None = None,
-    maps: Maps | str | os.PathLike[str] | None = None,
-    family: str | None = None,
-    config: ConfigLike = None,
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    verify: bool = True,
-    force: bool = False,
-    progress: bool = False,
+    request: RefineRequest | None = None,
     **options: Any,
 ) -> PortResult:
     """A port whose task vector is masked by the gradients of a few labelled examples, with test scores.
@@ -569,22 +541,11 @@ def refine(
     there do they say in which direction its loss falls.
 
     Args:
-        source, tuned, target, method, maps, family, config, verify, force: see `port`.
-        task: its "train" split gives the examples, its "test" split the scores.
-        per_class: examples of each class; of a language model blocks in all.
-        out: folder to write; None keeps the result in memory.
-        vote, ties, mode, power, temperature: see `MaskRule`.
-        oracle: for mode "oracle": target's own fine-tune.
-        select, pool: see `choose_shots`.
-        alpha: scale of what the mask leaves, or "cv": the best on examples that the mask was made without.
-        alphas: candidates for "cv", besides 0.
-        folds: of "cv", at most `per_class`; every fold's votes are held, each of twice the model's size.
-        micro_batch: see `tally`.
-        data_dir: see `load_split`.
-        limit: at most so many test rows.
-        seed: of matching, of the null test, of which examples, and of the random mask.
-        device: where products are computed and models run.
-        **options: further arguments of `port`.
+        source, tuned, target: see `port`.
+        task: its "train" split gives the examples, its "test" split the scores; a spec, a YAML or JSON file, or JSON
+            text.
+        request, **options: what is asked for (`RefineRequest`), options by name over it (`per_class`, `out`, `alpha`,
+            `mode`, `method`, ...).
 
     Returns:
         PortResult, as of a port; its report has "refine": the rule, the examples, the mask (`mask_report`), alpha and
@@ -594,47 +555,38 @@ def refine(
     Raises:
         InputError: an input or option cannot be used.
     """
-    rule = MaskRule(vote=vote, ties=ties, mode=mode, power=power, temperature=temperature, seed=seed)
-    _check(rule, oracle, alpha, alphas)
-    check_selection(select, per_class)
-    place = None if out is None else Path(out)
-    if place is not None:
-        check_place(place, (source, tuned, target), maps, family, config, force=force)
-    known: dict[str, Any] = {"family": family, "config": config}
-    common: dict[str, Any] = {"seed": seed, "progress": progress}
-    options |= {"method": asked_method(method, maps), "maps": maps, "verify": verify, "device": device}
-    result = port(source, tuned, target, **known, **common, **options)
+    asked = RefineRequest.asked(request, options)
+    mask, run, out, task = asked.mask, asked.run, asked.output.out, load_task(task)
+    check_place(asked, (source, tuned, target))
+    result = port(source, tuned, target, request=asked.shared(PortRequest, output=Output()))
     held = result.tensors.held()
-    truth = None if oracle is None else true_vector(held, oracle, **known)
-    live = live_of(held, held.at(0.0).state(), device=device)
-    shots = choose_shots(task, live, per_class, select=select, pool=pool, data_dir=data_dir, **common)
-    about = {"alpha": alpha, "alphas": alphas, "folds": folds, "micro_batch": micro_batch, "progress": progress}
-    found = mask_task_vector(live, held, task, shots, rule, truth=truth, **about)
-    rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
+    truth = None if mask.oracle is None else true_vector(held, mask.oracle, **vars(asked.opening))
+    live = live_of(held, held.at(0.0).state(), device=run.device)
+    where: dict[str, Any] = {"data_dir": asked.data.data_dir, "seed": run.seed}
+    chosen: dict[str, Any] = {"select": mask.select, "pool": mask.pool}
+    shots = choose_shots(task, live, mask.per_class, **chosen, **where, progress=run.progress)
+    found = mask_task_vector(live, held, task, shots, mask, run, truth=truth)
+    rows = prepare(task, "test", live, limit=asked.data.limit, **where)
     lives = compared(live, held, refined=found.ported.state())
     about = {
-        "rule": asdict(rule),
+        "rule": asdict(rule_of(mask, run)),
         **found.report,
-        "per_class": per_class,
+        "per_class": mask.per_class,
         "examples": len(shots.rows),
-        "select": select,
-        "pool": pool,
+        **chosen,
         "selected": dict(shots.numbers),
         "test": {name: score_dict(evaluate(one, task, rows)) for name, one in lives.items()},
     }
-    refined = replace(result, report=result.report | {"refine": about}, out=place, tensors=found.ported)
-    if place is not None:
-        write_port(refined, place, card=_card, verify=verify, force=force, progress=progress)
+    refined = replace(result, report=result.report | {"refine": about}, out=out, tensors=found.ported)
+    if out is not None:
+        checks = {"verify": asked.check.verify, "force": asked.output.force, "progress": run.progress}
+        write_port(refined, out, card=_card, **checks)
     return refined
 
 
-def _check(rule: MaskRule, oracle: ModelLike | None, alpha: float | str, alphas: Sequence[float]) -> None:
-    """Says what cannot be used, before anything is matched."""
-    if (rule.mode == "oracle") != (oracle is not None):
-        raise InputError("mode 'oracle' needs the target's own fine-tune (oracle), and no other mode takes one")
-    if alpha != "cv" and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
-        raise InputError(f"alpha is {alpha!r}; a finite number, or 'cv', is needed")
-    check_alphas(alphas)
+def rule_of(mask: Mask, run: Run) -> MaskRule:
+    """The rule that is asked for."""
+    return MaskRule(mask.vote, mask.ties, mask.mode, mask.power, mask.temperature, run.seed)
 
 
 def _card(models: Models, report: Mapping[str, Any]) -> str:

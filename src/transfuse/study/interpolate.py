@@ -10,41 +10,41 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ..data.splits import Split
-from ..data.tasks import TaskSpec
+from ..data.tasks import TaskSpec, load_task
 from ..errors import InputError
 from ..files.configs import Unavailable
 from ..maps.algebra import Map
 from ..maps.collection import Maps
-from ..methods.match import MatchOptions, match_models, open_inputs
+from ..methods.match import match_models, open_inputs
 from ..methods.skips import needed_skips, takes_skips
-from ..methods.table import DEFAULT_METHOD, Method, get_method
+from ..methods.table import Method, method_for_maps
 from ..models.folding import NO_FOLDING, map_state, norm_folding
-from ..models.model import ConfigLike, Model, ModelLike, Models
+from ..models.model import Model, ModelLike, Models
 from ..models.opening import open_models
-from ..porting.given import check_maps, method_of_maps
+from ..options.requests import InterpolateRequest
+from ..options.studies import Line
+from ..porting.given import check_maps, given_maps, method_of_maps
+from ..running.device import check_device
 from ..running.inputs import prepare
 from ..running.live import LiveModel, load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict
 from ..running.skips import memory_names, permuted_skips_of
-from ..running.unlabelled import Inputs
 from ..spaces.layout import Layout
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 SkipForm = Literal["identity", "linear", "rounded"]
-POINTS = 11
 
 
 @dataclass(frozen=True)
@@ -84,57 +84,39 @@ class Curve:
 def interpolate(
     source: ModelLike,
     target: ModelLike,
-    task: TaskSpec,
+    task: TaskSpec | str | Path,
     *,
-    method: str | None = None,
-    maps: Maps | str | os.PathLike[str] | None = None,
-    inputs: Inputs | None = None,
-    lambdas: Sequence[float] | None = None,
-    skips: SkipForm | None = None,
-    split: Split = "test",
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    family: str | None = None,
-    config: ConfigLike = None,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    progress: bool = False,
+    request: InterpolateRequest | None = None,
     **options: Any,
 ) -> list[Curve]:
     """Evaluates models on the line from source, carried by maps, to target. Heads are interpolated like all else.
 
     Args:
         source, target: two models of one class with heads of one shape.
-        task: both are evaluated on it, with the processors of source.
-        method: a row of `transfuse.METHODS`; None: that of the maps, else "tied".
-        maps, inputs: see `port`.
-        lambdas: points on the line; 0, 0.5 and 1 are added. None: 11, evenly spaced.
-        skips: None for the forms that the method has: "linear" and "rounded" where its maps need permuted skips, else
-            "identity". "identity" with such maps shows what becomes of them without.
-        split: of the data.
-        data_dir, limit: see `load_split`.
-        family, config: see `match`.
-        seed: of matching and of the rows that a limit leaves.
-        device, dtype: where products are computed and models run, and in what.
-        **options: fields of `MatchOptions`.
+        task: both are evaluated on it, with the processors of source: a spec, a YAML or JSON file, or JSON text.
+        request, **options: what is asked for (`InterpolateRequest`), options by name over it (`method`, `maps`,
+            `points`, `skips`, `split`, ...). Method "auto" is that of the maps, or "tied"; `double` runs in float64.
 
     Returns:
         A curve for each form of skips.
 
     Raises:
-        InputError: the models cannot be read, do not belong together, or cannot have permuted skips.
+        InputError: the models cannot be read, do not belong together, or cannot have permuted skips; or an option.
     """
-    given = Maps.load(maps) if isinstance(maps, str | os.PathLike) else maps
-    row = get_method(method or DEFAULT_METHOD) if given is None else method_of_maps(given, method)
-    models = open_models(source, target, family=family, config=config, need_layout=row.needs_layout)
+    asked = InterpolateRequest.asked(request, options)
+    check_device(asked.run.device)
+    task, data, run = load_task(task), asked.data, asked.run
+    given = given_maps(asked.match)
+    row = method_for_maps(asked.match.method) if given is None else method_of_maps(given)
+    models = open_models(source, target, **vars(asked.opening), need_layout=row.needs_layout)
     models.need_one_shape("a line between two models")
-    found = _maps(models, row, given, MatchOptions(seed=seed, device=device, **options), inputs, progress)
-    forms = _forms(found, skips)
-    points = _points(lambdas)
-    run = {"device": device, "dtype": dtype}
-    live_source, live_target = (load_live(model.checkpoint, **run) for model in (models.source, models.target))
-    rows = prepare(task, split, live_source, data_dir=data_dir, limit=limit, seed=seed, progress=progress)
+    found = _maps(models, row, given, asked)
+    forms, points = _forms(found, cast(SkipForm | None, asked.line.skips)), _points(asked.line)
+    dtype = torch.float64 if asked.check.double else torch.float32
+    how: dict[str, Any] = {"device": run.device, "dtype": dtype}
+    live_source, live_target = (load_live(model.checkpoint, **how) for model in (models.source, models.target))
+    which: dict[str, Any] = {"data_dir": data.data_dir, "limit": data.limit, "seed": run.seed}
+    rows = prepare(task, cast(Split, data.split), live_source, **which, progress=run.progress)
     _warn_of_processors(live_source, live_target)
 
     def scores_of(live: LiveModel) -> Scores:
@@ -191,15 +173,13 @@ def _skips_of(
     )
 
 
-def _maps(
-    models: Models, row: Method, given: Maps | None, options: MatchOptions, inputs: Inputs | None, progress: bool
-) -> Maps:
+def _maps(models: Models, row: Method, given: Maps | None, asked: InterpolateRequest) -> Maps:
     if not row.gives_mapped_source:
         raise InputError(f"method {row.name} gives no mapped source, so there is no line from it to target")
     if given is not None:
         return check_maps(models, given)
-    prepared = open_inputs(models, row, inputs, options.seed)
-    return match_models(models, row, options, inputs=prepared, progress=progress)
+    prepared = open_inputs(models, row, asked.inputs, asked.data, asked.run)
+    return match_models(models, row, asked.match, asked.change, asked.run, inputs=prepared)
 
 
 def _under_names_of(models: Models, state: State) -> State:
@@ -230,15 +210,11 @@ def _forms(maps: Maps, wanted: SkipForm | None) -> list[SkipForm]:
     needed = takes_skips(maps)
     if wanted is None:
         return ["linear", "rounded"] if needed else ["identity"]
-    if wanted not in ("identity", "linear", "rounded"):
-        raise InputError(f"skips are {wanted!r}; 'identity', 'linear' or 'rounded' is needed")
     return [wanted if needed else "identity"]
 
 
-def _points(lambdas: Sequence[float] | None) -> tuple[float, ...]:
-    given = [i / (POINTS - 1) for i in range(POINTS)] if lambdas is None else [float(one) for one in lambdas]
-    if odd := [one for one in given if not 0 <= one <= 1]:
-        raise InputError(f"{odd[0]} is no point between source (0) and target (1)")
+def _points(line: Line) -> tuple[float, ...]:
+    given = [i / (line.points - 1) for i in range(line.points)] if line.lambdas is None else line.lambdas
     return tuple(sorted({0.0, 0.5, 1.0, *given}))
 
 

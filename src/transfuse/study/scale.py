@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.tasks import ZERO_SHOT, TaskSpec
+from ..data.tasks import ZERO_SHOT, TaskSpec, load_task
 from ..errors import InputError, TransfuseError
 from ..files.open_clip import is_of_text_tower
 from ..files.writing import check_output
-from ..maps.collection import Maps
-from ..models.model import ConfigLike, ModelLike, Models
+from ..models.model import ModelLike, Models
 from ..models.opening import open_models
+from ..options.groups import Output, Run
+from ..options.requests import PortRequest, RefineRequest, ScaleRequest
+from ..options.studies import Scale
 from ..porting.card import model_card
-from ..porting.given import asked_method, refuse_inputs
+from ..porting.given import refuse_inputs
 from ..porting.output import write_port
 from ..porting.port import port
 from ..porting.run import PortResult
@@ -79,14 +80,10 @@ def learn_scales(
     ported: Ported,
     task: TaskSpec,
     prepared: Prepared,
+    how: Scale,
+    run: Run = Run(),
     *,
-    per: Per = "layer",
-    steps: int = 100,
-    lr: float = 0.05,
     batch_size: int | None = None,
-    seed: int = 0,
-    init: float = 0.0,
-    progress: bool = False,
 ) -> ScaleResult:
     """Learns an alpha for each part; everything else is frozen.
 
@@ -94,21 +91,19 @@ def learn_scales(
         live: the ported model (`live_of`); its weights do not matter.
         ported: target and update (`Ported.held`, as it is read several times).
         task, prepared: the examples (`prepare(..., "train", shots=K)`).
-        per: "layer" (embeddings and heads are parts of their own) or "tensor".
-        steps: of Adam with learning rate `lr`.
+        how: parts, steps of Adam, learning rate and start of the alphas.
+        run: its seed, by which examples are ordered, and whether there is a bar.
         batch_size: examples a step, drawn without replacement until all were seen; None: that of the task.
-        seed: of the order of examples.
-        init: where every alpha starts. 0, aTLAS's choice, is the target itself: what is not learned is not added.
 
     Raises:
-        InputError: an option, or a task vector that is zero.
+        InputError: there are no examples, or the task vector is zero.
         TransfuseError: the loss is not finite.
     """
-    _check(per, steps, lr)
+    per = cast(Per, how.per)
     _check_examples(prepared)
     parts, target = moving_parts(ported, per), ported.at(0.0).state()
     order = {part: i for i, part in enumerate(dict.fromkeys(parts.values()))}
-    alphas = torch.full((len(order),), float(init), dtype=live.dtype, device=live.device, requires_grad=True)
+    alphas = torch.full((len(order),), how.init, dtype=live.dtype, device=live.device, requires_grad=True)
     frozen = {name: x.to(live.device, live.dtype) for name, x in target.items() if x.is_floating_point()}
     update = {out: ported.change(out).to(live.device, live.dtype) for out in parts}
     rows = fixed_inputs(with_state(live, target), task, prepared, parts)
@@ -117,9 +112,9 @@ def learn_scales(
         moved = {name: frozen[name] + alphas[order[parts[name]]] * x for name, x in update.items()}
         return loss_of(live, task, batch, params=module_params(live, {**frozen, **moved}))
 
-    optimizer, losses = torch.optim.Adam([alphas], lr=lr), []
-    bar = tqdm(range(steps), desc="scales", unit="step", disable=not progress)
-    for step, index in zip(bar, _order(rows, batch_size, seed), strict=False):
+    optimizer, losses = torch.optim.Adam([alphas], lr=how.lr), []
+    bar = tqdm(range(how.steps), desc="scales", unit="step", disable=not run.progress)
+    for step, index in zip(bar, _order(rows, batch_size, run.seed), strict=False):
         optimizer.zero_grad()
         found = loss(rows.batch(index))
         if not torch.isfinite(found):
@@ -157,7 +152,7 @@ def few_shot_tune(
         live: where it starts: target, under tuned's head where one came along; it is not changed.
         task, prepared, steps, lr, batch_size, seed: see `learn_scales`.
     """
-    _check("layer", steps, lr)
+    _check(steps, lr)
     _check_examples(prepared)
     size = batch_size or prepared.batch_size
     spec = TrainSpec(task=task, steps=steps, lr=lr, batch_size=size, seed=seed)
@@ -170,43 +165,19 @@ def scale(
     source: ModelLike,
     tuned: ModelLike,
     target: ModelLike,
-    task: TaskSpec,
+    task: TaskSpec | str | Path,
     *,
-    shots: int,
-    out: str | os.PathLike[str] | None = None,
-    per: Per = "layer",
-    steps: int = 100,
-    lr: float = 0.05,
-    init: float = 0.0,
-    baseline_lr: float | None = None,
-    method: str | None = None,
-    maps: Maps | str | os.PathLike[str] | None = None,
-    family: str | None = None,
-    config: ConfigLike = None,
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    verify: bool = True,
-    force: bool = False,
-    progress: bool = False,
+    request: ScaleRequest | None = None,
     **options: Any,
 ) -> PortResult:
     """A port whose scales are learned from a few labelled examples of the task, with test scores.
 
     Args:
-        source, tuned, target, method, maps, family, config, verify, force: see `port`.
-        task: its "train" split gives the examples, its "test" split the scores.
-        shots: examples of each class.
-        out: folder to write; None keeps the result in memory.
-        per, steps, lr, init: see `learn_scales`.
-        baseline_lr: if given, all weights of the target are trained on the same examples too, for as many steps with
-            this learning rate, and scored.
-        data_dir: see `load_split`.
-        limit: at most so many test rows.
-        seed: of matching, of the null test, and of which examples and in what order.
-        device: where products are computed and models run.
-        **options: further arguments of `port`.
+        source, tuned, target: see `port`.
+        task: its "train" split gives the examples, its "test" split the scores; a spec, a YAML or JSON file, or JSON
+            text.
+        request, **options: what is asked for (`ScaleRequest`), options by name over it (`shots`, `out`, `per`,
+            `method`, ...).
 
     Returns:
         PortResult, as of a port; its report has "scale" (alphas, losses, test scores: "zero-shot", "alpha-1", "scaled"
@@ -215,43 +186,43 @@ def scale(
     Raises:
         InputError: an input or option cannot be used.
     """
-    _check(per, steps, lr)
-    place = None if out is None else Path(out)
-    if place is not None:
-        check_place(place, (source, tuned, target), maps, family, config, force=force)
-    known = {"family": family, "config": config, "method": asked_method(method, maps), "maps": maps}
-    common = {"seed": seed, "device": device, "progress": progress}
-    result = port(source, tuned, target, verify=verify, **known, **common, **options)
+    asked = ScaleRequest.asked(request, options)
+    how, run, out, task = asked.scale, asked.run, asked.output.out, load_task(task)
+    check_place(asked, (source, tuned, target))
+    result = port(source, tuned, target, request=asked.shared(PortRequest, output=Output()))
     held = result.tensors.held()
-    live = live_of(held, held.at(1.0).state(), device=device)
-    examples = prepare(task, "train", live, data_dir=data_dir, shots=shots, seed=seed)
-    learn: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
-    found = learn_scales(live, held, task, examples, per=per, lr=lr, init=init, **learn)
+    live = live_of(held, held.at(1.0).state(), device=run.device)
+    where: dict[str, Any] = {"data_dir": asked.data.data_dir, "seed": run.seed}
+    examples = prepare(task, "train", live, shots=how.shots, **where)
+    found = learn_scales(live, held, task, examples, how, run)
     lives = compared(live, held, scaled=found.state)
-    if baseline_lr is not None:
-        lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=baseline_lr, **learn)
-    rows = prepare(task, "test", live, data_dir=data_dir, limit=limit, seed=seed)
-    asked = {"shots": shots, "per": per, "steps": steps, "lr": lr, "init": init, "baseline_lr": baseline_lr}
+    if how.baseline_lr is not None:
+        learn: dict[str, Any] = {"steps": how.steps, "seed": run.seed, "progress": run.progress}
+        lives["few-shot"] = few_shot_tune(lives["zero-shot"], task, examples, lr=how.baseline_lr, **learn)
+    rows = prepare(task, "test", live, limit=asked.data.limit, **where)
     learned = {"examples": len(examples), "alphas": found.alphas, "losses": list(found.losses)}
     test = {name: score_dict(evaluate(one, task, rows)) for name, one in lives.items()}
     scaled = replace(
         result,
-        report=result.report | {"scale": {**asked, **learned, "test": test}},
-        out=place,
-        tensors=result.tensors.at(alphas_by_tensor(held, found.alphas, per)),
+        report=result.report | {"scale": {**asdict(how), **learned, "test": test}},
+        out=out,
+        tensors=result.tensors.at(alphas_by_tensor(held, found.alphas, cast(Per, how.per))),
     )
-    if place is not None:
-        write_port(scaled, place, card=partial(_card, per=per), verify=verify, force=force, progress=progress)
+    if out is not None:
+        checks = {"verify": asked.check.verify, "force": asked.output.force, "progress": run.progress}
+        write_port(scaled, out, card=partial(_card, per=how.per), **checks)
     return scaled
 
 
-def check_place(
-    place: Path, models: Sequence[ModelLike], maps: Any, family: str | None, config: ConfigLike, *, force: bool
-) -> None:
+def check_place(asked: ScaleRequest | RefineRequest, models: Sequence[ModelLike]) -> None:
     """Says whether the result can be written, before anything is matched."""
-    check_output(place, force=force)
+    output = asked.output
+    if output.out is None:
+        return
+    check_output(output.out, force=output.force)
     source, tuned, target = models
-    refuse_inputs(open_models(source, target, tuned, family=family, config=config, need_layout=False), place, maps)
+    opened = open_models(source, target, tuned, **vars(asked.opening), need_layout=False)
+    refuse_inputs(opened, output.out, asked.match.maps)
 
 
 def compared(live: LiveModel, ported: Ported, **refined: Mapping[str, Tensor]) -> dict[str, LiveModel]:
@@ -260,7 +231,7 @@ def compared(live: LiveModel, ported: Ported, **refined: Mapping[str, Tensor]) -
     return {name: with_state(live, state) for name, state in states.items()}
 
 
-def _card(models: Models, report: Mapping[str, Any], *, per: Per) -> str:
+def _card(models: Models, report: Mapping[str, Any], *, per: str) -> str:
     return model_card(models, {**report, "alpha": f"learned per {per} from {report['scale']['examples']} examples"})
 
 
@@ -284,9 +255,7 @@ def _order(rows: Prepared, batch_size: int | None, seed: int) -> Iterator[Tensor
         yield from torch.randperm(len(rows), generator=generator).split(batch_size or rows.batch_size)
 
 
-def _check(per: str, steps: int, lr: float) -> None:
-    if per not in ("layer", "tensor"):
-        raise InputError(f"scales are learned per 'layer' or per 'tensor', not per {per!r}")
+def _check(steps: int, lr: float) -> None:
     if steps < 1 or not (math.isfinite(lr) and lr > 0):
         raise InputError(f"{steps} steps with learning rate {lr}: both have to be above zero")
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..data.splits import Split
-from ..data.tasks import TaskSpec
+from ..data.tasks import TaskSpec, load_task
 from ..errors import InputError
-from ..maps.collection import Maps
 from ..models.model import ModelLike
-from ..porting.given import asked_method
+from ..options.requests import PortRequest, SweepRequest
 from ..porting.port import port
 from ..running.inputs import Prepared, prepare
 from ..running.live import load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict
 from ..update.live import live_of
 from ..update.ported import Ported
-
-ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -67,56 +63,31 @@ def sweep(
     source: ModelLike,
     tuned: ModelLike,
     target: ModelLike,
-    task: TaskSpec,
+    task: TaskSpec | str | Path,
     *,
-    support: TaskSpec | None = None,
-    method: str | None = None,
-    alphas: Sequence[float] = ALPHAS,
-    choose_on: Literal["validation", "test"] = "validation",
-    allow_test: bool = False,
-    maps: Maps | str | os.PathLike[str] | None = None,
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: bool = False,
+    request: SweepRequest | None = None,
     **options: Any,
 ) -> Sweep:
     """Ports once, evaluates every alpha on validation data, and the best one on test data.
 
     Args:
         source, tuned, target: see `port`.
-        task: what tuned was trained for.
-        support: another task, whose score says what the task vector destroys: measured on target with its own head.
-        method, maps: see `port`.
-        alphas: scales to try.
-        choose_on: split that alpha is chosen on.
-        allow_test: choose on the test split all the same; the test score is then not an estimate of anything.
-        data_dir, limit: see `load_split`; the limit holds for every split.
-        seed: of matching, of the null test and of the rows that a limit leaves.
-        device: where products are computed and models run.
-        **options: further arguments of `port`.
+        task: what tuned was trained for: a spec, a YAML or JSON file, or JSON text.
+        request, **options: what is asked for (`SweepRequest`), options by name over it (`alphas`, `support`, `method`,
+            `limit`, ...); the limit holds for every split.
 
     Raises:
-        InputError: an input cannot be used, or alpha is to be chosen on test data.
+        InputError: an input or option cannot be used, or alpha is to be chosen on test data.
     """
-    scales = check_alphas(alphas)
-    _check_choice(choose_on, allow_test)
-    result = port(
-        source,
-        tuned,
-        target,
-        method=asked_method(method, maps),
-        maps=maps,
-        seed=seed,
-        device=device,
-        progress=progress,
-        **options,
-    )
+    asked = SweepRequest.asked(request, options)
+    how, run, task = asked.sweep, asked.run, load_task(task)
+    scales = check_alphas(how.alphas)
+    support = None if how.support is None else load_task(how.support)
+    result = port(source, tuned, target, request=asked.shared(PortRequest))
     held = result.tensors.held()
-    live = live_of(held, held.at(1.0).state(), device=device)
-    about = {"data_dir": data_dir, "limit": limit, "seed": seed, "progress": progress}
-    own = None if support is None else load_live(held.models.target.checkpoint, device=device)
+    live = live_of(held, held.at(1.0).state(), device=run.device)
+    data = {"data_dir": asked.data.data_dir, "limit": asked.data.limit, "seed": run.seed, "progress": run.progress}
+    own = None if support is None else load_live(held.models.target.checkpoint, device=run.device)
 
     def on_task(state: Mapping[str, Tensor], rows: Prepared) -> Scores:
         return score_dict(evaluate(with_state(live, state), task, rows))
@@ -127,10 +98,10 @@ def sweep(
         return score_dict(evaluate(with_state(own, support_state(held.at(alpha))), support, rows))
 
     def rows_of(split: Split) -> tuple[Prepared, Prepared | None]:
-        supported = None if own is None or support is None else prepare(support, split, own, **about)
-        return prepare(task, split, live, **about), supported
+        supported = None if own is None or support is None else prepare(support, split, own, **data)
+        return prepare(task, split, live, **data), supported
 
-    rows, support_rows = rows_of(choose_on)
+    rows, support_rows = rows_of(cast(Split, how.choose_on))
     curve = [on_task(held.at(alpha).state(), rows) for alpha in scales]
     support_curve = [on_support(alpha, support_rows) for alpha in scales]
     chosen = choose_alpha(scales, curve, task)
@@ -140,7 +111,7 @@ def sweep(
         relation=result.report["relation"]["verdict"],
         metric=task.primary,
         alphas=scales,
-        chosen_on=choose_on,
+        chosen_on=how.choose_on,
         validation=tuple(curve),
         support=tuple(one for one in support_curve if one is not None) or None,
         chosen=chosen,
@@ -180,14 +151,3 @@ def check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
     if not alphas or not torch.tensor(list(alphas)).isfinite().all():
         raise InputError(f"alphas are {list(alphas)}; at least one, all finite, are needed")
     return tuple(sorted({float(alpha) for alpha in alphas}))
-
-
-def _check_choice(choose_on: str, allow_test: bool) -> None:
-    if choose_on not in ("validation", "test"):
-        raise InputError(f"alpha cannot be chosen on {choose_on!r}; it is chosen on validation data")
-    if choose_on == "test" and not allow_test:
-        raise InputError(
-            "alpha is to be chosen on the test split: the test score would be the best of many and say nothing about "
-            "new data. Choose on validation (a share of the training data is held out if there is no such split), or "
-            "allow it explicitly (allow_test, --allow-test)"
-        )

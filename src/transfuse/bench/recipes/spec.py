@@ -10,16 +10,16 @@ there are. Models are named in `models`, tasks in `tasks`; the sections (`transp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Annotated, Any, Literal, Self, get_args
 
 # The extra `bench`; its absence was explained by the imports above.
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...data.tasks import TaskSpec
-from ...methods.auto import AUTO
-from ...methods.match import MatchOptions
+from ...errors import InputError
 from ...methods.table import METHODS, Method
+from ...options.groups import AUTO
+from ...options.requests import MethodRequest
 from ...running.unlabelled import SYNTHETIC
 from ...study.train import InitSpec, TrainSpec
 
@@ -31,12 +31,11 @@ FINE_TUNING = "fine-tuning"
 ORACLE = "oracle"
 # Seeds of a recipe are this far apart, so that seeds inside it never meet those of another one.
 SEED_STEP = 1000
-_RUN_OPTIONS = ("seed", "device")  # of a match; the run gives them
 
 
 def match_options() -> list[str]:
     """The options of a method that a recipe may set."""
-    return [one.name for one in fields(MatchOptions) if one.name not in _RUN_OPTIONS]
+    return list(MethodRequest.declared())
 
 
 class Spec(BaseModel):
@@ -131,12 +130,12 @@ class InputsSpec(Spec):
 
 
 class MethodSpec(Spec):
-    """A method with its options; in YAML its name alone, or its name with fields of `MatchOptions` beside it.
+    """A method with its options; in YAML its name alone, or its name with options of `MethodRequest` beside it.
 
     Attributes:
         method: a row of `METHODS`.
         name: its label in tables, where one method is there twice.
-        options: fields of `MatchOptions`.
+        options: those of `MethodRequest`.
         inputs: what it goes by, where that is activations; auto without them goes by weights.
         then: what a few labelled examples are for (section fewshot): "scale" (one for each part of the task vector),
             "mask" (GradFix), "tune" (fine-tuning of what was carried) or "nothing".
@@ -166,8 +165,10 @@ class MethodSpec(Spec):
     def _is_known(self) -> Self:
         if self.method not in METHODS and self.method != AUTO:
             raise ValueError(f"unknown method {self.method!r}; known: {', '.join((*METHODS, AUTO))}")
-        if odd := sorted(set(self.options) - set(match_options())):
-            raise ValueError(f"unknown option {odd[0]!r} of method {self.method}; known: {', '.join(match_options())}")
+        try:
+            MethodRequest.of(**self.options)
+        except InputError as error:
+            raise ValueError(f"method {self.method}: {error}") from error
         if self.label in (FINE_TUNING, ORACLE):
             raise ValueError(f"the label {self.label!r} is taken; give another one")
         return self

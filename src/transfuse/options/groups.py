@@ -1,0 +1,189 @@
+"""The groups of a port: opening, matching, inputs, labelled examples, data, the change, checks, output, the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .declare import Group, option
+
+AUTO = "auto"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Opening(Group):
+    """How models are read.
+
+    Attributes:
+        family: layout family, if the config does not say it.
+        config: added to the models' configs: a mapping, JSON text or a file.
+    """
+
+    family: str | None = option(None, "Layout family, if the config does not say it.", kind=str, metavar="NAME")
+    config: Any = option(
+        None,
+        "Added to the models' configs (head counts, axes of extra tensors).",
+        kind=object,
+        metavar="JSON|FILE",
+    )
+
+
+@dataclass(frozen=True)
+class Match(Group):
+    """How maps are sought, or those that were found before.
+
+    Attributes:
+        method: a row of `transfuse.METHODS`, or "auto".
+        maps: maps, or their file, from an earlier `match` of the same two bases; they bring their method along, so that
+            "auto" is that one and another is an error.
+        tie_qkv: one inner map for q, k and v of a head; None for the method's own choice.
+        spectra_output: the output projection counts in the spectra (the authors' code; the paper: no).
+        max_sweeps: sweeps at most.
+        restarts: further climbs in random order; the best by objective is taken.
+    """
+
+    method: str = option(AUTO, "See `transfuse methods`; auto looks at models and inputs, takes one and says why.")
+    maps: Any = option(None, "Maps from `transfuse match` of the same two bases.", kind=object, metavar="FILE")
+    tie_qkv: bool | None = option(
+        None,
+        "One inner map for q, k, v of a head; default: the method's.",
+        kind=bool,
+        flags="--tie-qkv/--split-qkv",
+        expert=True,
+    )
+    spectra_output: bool = option(False, "Head spectra include the output projection (authors' code).", expert=True)
+    max_sweeps: int = option(100, "Sweeps of the ascent at most.", minimum=1, expert=True)
+    restarts: int = option(0, "Further climbs in random order; the best is taken.", minimum=0, expert=True)
+
+
+@dataclass(frozen=True)
+class Inputs(Group):
+    """Unlabelled inputs, for methods that go by activations.
+
+    Attributes:
+        task: a task (spec, file or JSON text) whose data are used, or "synthetic"; None: no inputs.
+        count: so many, or all there are.
+        split: of the data.
+    """
+
+    task: Any = option(
+        None,
+        "Unlabelled inputs, for methods that go by activations: the data of a task (YAML or JSON), or drawn ones.",
+        kind=object,
+        name="inputs",
+        metavar="TASK|synthetic",
+    )
+    count: int = option(512, "So many of them at most.", name="inputs_count", minimum=2)
+    split: str = option("train", "Which rows they are.", name="inputs_split", choices=SPLITS, flags=())
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self.task is not None
+
+
+@dataclass(frozen=True)
+class Labelled(Group):
+    """A few labelled examples.
+
+    Attributes:
+        task: whose training split they come from (spec, file or JSON text); None: no examples.
+        per_class: so many of every class.
+    """
+
+    task: Any = option(
+        None,
+        "Labelled examples, by which auto takes method and scale.",
+        kind=object,
+        name="labelled",
+        metavar="TASK",
+    )
+    per_class: int = option(5, "So many of a class.", minimum=1)
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self.task is not None
+
+
+@dataclass(frozen=True)
+class Data(Group):
+    """Which data of a task.
+
+    Attributes:
+        data_dir: folder in which data sets with a key `local` are looked for; None: nowhere.
+        limit: at most so many rows of a split, chosen by the seed; None: all.
+        split: which rows.
+    """
+
+    data_dir: Path | None = option(None, "Where local data sets lie.", kind=Path, exists=True)
+    limit: int | None = option(None, "At most so many rows of a split, chosen by the seed.", kind=int, minimum=1)
+    split: str = option("test", "Which rows.", choices=SPLITS)
+
+
+@dataclass(frozen=True)
+class Change(Group):
+    """What is added to target.
+
+    Attributes:
+        alpha: scale of the task vector.
+        ridge: of methods that fit: pull toward target's own weights; None: chosen on the inputs.
+        keep_embeddings: no task vector for tables, positions and patches, as in Theseus (2602.12952).
+    """
+
+    alpha: float = option(1.0, "Scale of the task vector.")
+    ridge: float | None = option(
+        None,
+        "Of method functional: pull toward target's own weights; default: chosen on the inputs.",
+        kind=float,
+        minimum=0,
+        expert=True,
+    )
+    keep_embeddings: bool = option(False, "No task vector for tables, positions and patches (Theseus).", expert=True)
+
+
+@dataclass(frozen=True)
+class Check(Group):
+    """What is checked.
+
+    Attributes:
+        null_trials: shuffled targets of each kind in the null test; 0 leaves it out.
+        verify: run the mapped source against source, and load what was written.
+        double: do that in float64.
+    """
+
+    null_trials: int = option(1, "Shuffled targets of each kind in the null test; 0: none.", minimum=0, expert=True)
+    verify: bool = option(True, "Check the maps, and what is written.", flags="--verify/--no-verify", expert=True)
+    double: bool = option(False, "Check in float64.", expert=True)
+
+
+@dataclass(frozen=True)
+class Output(Group):
+    """What is written.
+
+    Attributes:
+        out: folder to write; None keeps the result in memory.
+        force: replace an existing one.
+        dry_run: stop after planning: nothing is matched or written.
+    """
+
+    out: Path | None = option(None, "The folder to write.", kind=Path, flags=("-o", "--out"))
+    force: bool = option(False, "Replace an existing output.")
+    dry_run: bool = option(False, "Say what would be done; match and write nothing.")
+
+
+@dataclass(frozen=True)
+class Run(Group):
+    """The run itself.
+
+    Attributes:
+        seed: of every random choice.
+        device: where products are computed and models run; whether it is there is found when the run starts.
+        progress: bars on stderr.
+    """
+
+    seed: int = option(0, "Of every random choice.", minimum=0, maximum=2**62)
+    device: str = option("cpu", "Where products are computed and models run.")
+    progress: bool = option(False, "Bars on stderr.", flags=())
