@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,8 +20,33 @@ from ..files.reading import BLOCK
 from .products import Products
 from .sums import Scratch
 
-if TYPE_CHECKING:
-    from .model import Models
+
+class OneModel(Protocol):
+    """What a survey asks of a model (`model.Model`)."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def disk(self) -> Mapping[str, str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+
+
+class Surveyed(Protocol):
+    """What a survey asks of the models of a run (`model.Models`)."""
+
+    @property
+    def source(self) -> OneModel: ...
+    @property
+    def tuned(self) -> OneModel | None: ...
+    @property
+    def target(self) -> OneModel: ...
+    @property
+    def resizing(self) -> object | None: ...
+    def all(self) -> Sequence[OneModel]: ...
+    def shared(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +98,7 @@ class _Task:
         return ("source", *(("tuned",) if tuned else ()), *(("target",) if target else ()))
 
 
-def survey(models: Models) -> Survey:
+def survey(models: Surveyed) -> Survey:
     """Reads every tensor of the models once.
 
     A second read of a tensor is needed only where the models' names on disk sort otherwise, since fingerprints go by
@@ -99,7 +124,7 @@ def survey(models: Models) -> Survey:
     return _collected(models, {task.name: task for task in tasks}, sums)
 
 
-def _tasks(models: Models) -> list[_Task]:
+def _tasks(models: Surveyed) -> list[_Task]:
     source, tuned, target = models.source, models.tuned, models.target
     shared = set(models.shared())
     tasks = []
@@ -166,7 +191,7 @@ def _square(x: Tensor) -> float:
     return float(torch.dot(x, x))
 
 
-def _collected(models: Models, tasks: Mapping[str, _Task], sums: Mapping[str, _Sums]) -> Survey:
+def _collected(models: Surveyed, tasks: Mapping[str, _Task], sums: Mapping[str, _Sums]) -> Survey:
     """The sums in the order of source's file."""
     ordered = [(name, tasks[name], sums[name]) for name in models.source.disk if name in sums]
     return Survey(
