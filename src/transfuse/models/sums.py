@@ -19,10 +19,6 @@ class Scratch:
         """A block, shape (n,), in float64, in that room."""
         return self._rooms[which][: len(block)].copy_(block)
 
-    def difference(self, which: int, one: Tensor, other: Tensor) -> Tensor:
-        """One minus other, both (n,) float64, in that room."""
-        return torch.sub(one, other, out=self._rooms[which][: len(one)])
-
 
 def dot(one: Tensor, other: Tensor) -> float:
     """The inner product of two tensors of one shape, summed in float64."""

@@ -92,7 +92,7 @@ def survey(models: Models) -> Survey:
         for key, on_disk in places[task.name].values():
             asked[key][on_disk] = None
     streams = {keys[role]: _Stream(one.checkpoint, list(asked[keys[role]])) for role, one in by_role.items()}
-    scratch = Scratch(4)
+    scratch = Scratch(3)
     sums = {task.name: _summed(task, places[task.name], streams, scratch) for task in tasks}
     for stream in streams.values():
         stream.finish()
@@ -137,7 +137,7 @@ def _summed(
 
 
 def _add(sums: _Sums, task: _Task, blocks: Mapping[str, Tensor], scratch: Scratch) -> None:
-    """Adds what one block of each model gives."""
+    """Adds what one block of each model gives. Differences are taken in place, which keeps all of it in the cache."""
     source = scratch.numbers(0, blocks["source"])
     target = scratch.numbers(1, blocks["target"]) if "target" in blocks else source
     square = _square(source)
@@ -149,13 +149,13 @@ def _add(sums: _Sums, task: _Task, blocks: Mapping[str, Tensor], scratch: Scratc
         return
     tuned = scratch.numbers(2, blocks["tuned"])
     if task.distance:
-        sums.to_target += _square(scratch.difference(3, tuned, target))
-    delta = scratch.difference(3, tuned, source)
+        sums.to_target += _square(target.sub_(tuned))
+    delta = tuned.sub_(source)
     away = _square(delta)
     sums.to_source += away
     if blocks["tuned"].dtype.itemsize < blocks["source"].dtype.itemsize:
         source = scratch.numbers(0, blocks["source"].to(blocks["tuned"].dtype))
-        delta = scratch.difference(3, tuned, source)
+        delta = scratch.numbers(2, blocks["tuned"]).sub_(source)
         away, square = _square(delta), _square(source)
     sums.delta += away
     sums.base += square
