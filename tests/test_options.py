@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from transfuse import InputError
+from transfuse.bench.recipes.reading import SECTIONS
 from transfuse.cli.common import app
 from transfuse.cli.options import options_of
 from transfuse.options import requests, studies
@@ -39,6 +40,7 @@ COMMANDS = {
     "eval": requests.EvaluateRequest,
     "finetune": requests.FinetuneRequest,
     "convert": requests.ConvertRequest,
+    "bench": requests.BenchRequest,
 }
 
 
@@ -174,11 +176,11 @@ def test_a_request_refuses_what_it_leaves_out() -> None:
 def test_a_command_has_the_options_of_its_request(name: str) -> None:
     found = {one.name: one for one in app.commands[name].params if isinstance(one, click.Option)}
     declared = {key: one for key, (_, _, one) in COMMANDS[name].declared().items() if one.flags != ()}
-    assert {*declared, "as_json", "quiet", "verbose"} == found.keys() - {"task", "tuned", "target"}
+    assert {*declared, "as_json", "quiet", "verbose"} == found.keys() - {"task", "tuned", "target", "list_them"}
     for key, one in declared.items():
         assert found[key].help == one.help
         assert found[key].required or found[key].default == one.default or one.default in (None, ())
-    assert {*app.commands} - {*COMMANDS} == {"methods", "demo", "bench"}
+    assert {*app.commands} - {*COMMANDS} == {"methods", "demo"}
 
 
 def test_help_lists_expert_options_apart() -> None:
@@ -214,6 +216,10 @@ def test_a_command_is_handed_the_request_that_python_makes() -> None:
     ):
         result = CliRunner().invoke(command, wrong.split())
         assert result.exit_code == 2 and said in result.stderr, result.output
+
+
+def test_sections_are_those_of_a_recipe() -> None:
+    assert studies.SECTIONS == SECTIONS
 
 
 def test_the_rule_of_a_mask_has_the_defaults_that_are_declared() -> None:

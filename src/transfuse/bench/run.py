@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..errors import InputError
+from ..options.requests import BenchRequest
 from ..report.records import Failure
 from .cells import Done, Unfinished
 from .jobs import Job, Outcome, report_to_stderr, run_jobs, usable_cores
@@ -74,28 +75,18 @@ def run_bench(
     recipe: Recipe,
     out: str | os.PathLike[str],
     *,
-    cache: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    only: Sequence[Section] = (),
-    workers: int | None = None,
-    threads: int = 1,
-    device: str = "cpu",
-    progress: bool = False,
-    options: Mapping[str, Any] | None = None,
+    request: BenchRequest | None = None,
+    about: Mapping[str, Any] = {},
+    **options: Any,
 ) -> Finished:
     """Makes what is missing and writes everything down; a stopped run goes on where it was.
 
     Args:
         recipe: as `resolve` gives it.
         out: folder for results.
-        cache: where models and finished cells are kept, for all recipes; None: `default_cache`.
-        data_dir: where local data sets lie.
-        only: sections to run; all if empty.
-        workers: processes; None: one a core, four at most (one on another device than the CPU).
-        threads: of torch in each process. Results depend on it in the last bits.
-        device: where models run.
-        progress: lines on stderr.
-        options: what was asked for besides, for the record ("quick": True, ...).
+        request, **options: what is asked for (`BenchRequest`), options by name over it (`cache`, `data_dir`, `only`,
+            `workers`, `threads`, `device`, `progress`).
+        about: what was asked for besides, for the record ("quick": True, ...).
 
     Returns:
         Finished; what could not be made is among its failures.
@@ -103,22 +94,24 @@ def run_bench(
     Raises:
         InputError: the output or the cache cannot be written.
     """
-    place, began = Path(out), time.monotonic()
+    asked = BenchRequest.asked(request, options)
+    how, device, progress, data_dir = asked.bench, asked.run.device, asked.run.progress, asked.data.data_dir
+    place, began, threads = Path(out), time.monotonic(), how.threads
     check_output(place)
-    sections = _sections(recipe, only)
+    sections = _sections(recipe, cast(Sequence[Section], how.only))
     settings = Settings(
         recipe=plain(recipe),
         sections=tuple(sections),
         out=place.resolve(),
-        cache=(default_cache() if cache is None else Path(cache)).resolve(),
-        data_dir=None if data_dir is None else Path(data_dir).resolve(),
+        cache=(how.cache or default_cache()).resolve(),
+        data_dir=None if data_dir is None else data_dir.resolve(),
         device=device,
         threads=threads,
         progress=progress,
     )
     if settings.data_dir is not None and not settings.data_dir.is_dir():
         raise InputError(f"the data directory {data_dir} does not exist")
-    count = workers or (min(usable_cores(), 4) if device == "cpu" else 1)
+    count = how.workers or (min(usable_cores(), 4) if device == "cpu" else 1)
     report_to_stderr(log, not progress)
     jobs = _jobs(recipe, sections, settings)
     kept = _kept(jobs, settings)
@@ -135,10 +128,10 @@ def run_bench(
             done=kept,
         )
     models, cells, failures = _collected(jobs, outcomes)
-    given = {"only": list(only), "threads": threads, "device": device, **(options or {})}
-    asked = {**given, "workers": count, "data_dir": str(data_dir or ""), "out": str(out)}
-    about = provenance(recipe, asked, models, cells, time.monotonic() - began)
-    found = results(recipe, sections, cells, failures, about)
+    given = {"only": list(how.only), "threads": threads, "device": device, **about}
+    record = {**given, "workers": count, "data_dir": str(data_dir or ""), "out": str(out)}
+    origin = provenance(recipe, record, models, cells, time.monotonic() - began)
+    found = results(recipe, sections, cells, failures, origin)
     tables, result = write_all(found, recipe, place, cells)
     return Finished(place, result, failures, sum(one.fresh for one in cells), tables)
 

@@ -166,3 +166,18 @@ class ConvertRequest(Request):
 
     output: groups.Output = group(groups.Output, **_WRITTEN)
     convert: studies.Convert = group(studies.Convert)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest(Request):
+    """Of `bench`."""
+
+    output: groups.Output = group(groups.Output, leave=("force", "dry_run"), out={"help": "Folder for the results."})
+    data: groups.Data = group(
+        groups.Data,
+        leave=("split",),
+        data_dir={"help": "Folder with local data sets."},
+        limit={"help": "Rows at most of every data set, trainings included."},
+    )
+    bench: studies.Bench = group(studies.Bench)
+    run: groups.Run = group(groups.Run, leave=("seed",), device={"help": "Where models run."})

@@ -1,8 +1,11 @@
-"""The groups of what goes on from a port, or measures: merge, sweep, scale, mask, line, training, conversion."""
+"""The groups of what goes on from a port, or measures: merge, sweep, scale, mask, line, training, conversion,
+benchmarks.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -228,3 +231,46 @@ class Convert(Group):
 
     tokenizer: str | None = option(None, "Whose tokenizer to take where MODEL has none.", kind=str, metavar="MODEL")
     tower: str | None = option(None, "This tower with its projection alone.", kind=str, choices=("text",))
+
+
+SECTIONS = ("transport", "alpha", "fewshot", "interpolation")
+
+
+@dataclass(frozen=True)
+class Bench(Group):
+    """How a recipe is run.
+
+    Attributes:
+        seeds: in place of the recipe's.
+        quick: the recipe's short form.
+        tiny: tiny random models of the same classes, data from the data folder.
+        only: these sections; all if empty.
+        cache: where models and measurements are kept, for all recipes; None: $TRANSFUSE_CACHE or ~/.cache/transfuse.
+        workers: processes; None: one a core, four at most (one on another device than the CPU).
+        threads: of torch in each process. Results depend on it in the last bits.
+        override: changes of the recipe, KEY.PATH=VALUE.
+    """
+
+    seeds: tuple[int, ...] | None = option(None, "Instead of the recipe's.", kind=int, many="commas", metavar="0,1,...")
+    quick: bool = option(False, "The recipe's short form.")
+    tiny: bool = option(False, "Dry run: tiny random models of the same classes, data from --data-dir.")
+    only: tuple[str, ...] = option(
+        (), "These sections only; may be repeated.", kind=str, many="repeated", empty=True, choices=SECTIONS
+    )
+    cache: Path | None = option(
+        None,
+        "Where models and measurements are kept. [default: $TRANSFUSE_CACHE or ~/.cache/transfuse]",
+        kind=Path,
+        metavar="DIR",
+    )
+    workers: int | None = option(None, "Processes. [default: one a core, four at most]", kind=int, minimum=1)
+    threads: int = option(1, "Of each process.", minimum=1)
+    override: tuple[str, ...] = option(
+        (),
+        "Changes the recipe; may be repeated.",
+        kind=str,
+        many="repeated",
+        empty=True,
+        metavar="KEY.PATH=VALUE",
+        expert=True,
+    )
