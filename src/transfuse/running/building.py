@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files.configs import Unavailable, complete_config, quiet_transformers, transformers_config
+from .idle import dtype_of
 from .reference import ReferenceConfig, forward
 
 State = Mapping[str, Tensor]
@@ -100,17 +101,25 @@ class Loading:
     mismatched: frozenset[str]
 
 
-def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Module, Loading]:
+def load_transformers(
+    config: Mapping[str, Any], state: State, into: nn.Module | None = None
+) -> tuple[nn.Module, Loading]:
     """The transformers model of a config with the weights of a state dict, and what did not fit.
+
+    Args:
+        config, state: what it is made of.
+        into: an instance of that class from the same config, whose weights nobody needs: it is filled, on the same way,
+            instead of building another one. (Versions of transformers before 5 build another one.)
 
     Raises:
         Unavailable: the class cannot be built from this config here.
     """
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    dtype = dtype_of(state)
     built, model_class = _transformers_class(config)
     try:
         with quiet_transformers():
-            model, info = model_class.from_pretrained(
+            loader = model_class if into is None else _filling(model_class, into)
+            model, info = loader.from_pretrained(
                 None,
                 config=built,
                 state_dict=dict(state),
@@ -124,6 +133,21 @@ def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Modul
     if dtype == torch.float64:
         compute_in_double(model)
     return model.eval(), Loading(frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"]), mismatched)
+
+
+def _filling(model_class: Any, module: Any) -> Any:
+    """The class, but its constructor gives this instance, as if it had just been built with eager attention."""
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:  # they load in place, where there must be something
+        return model_class
+    module.to("meta")
+    for one in module.modules():
+        one.__dict__.pop("_is_hf_initialized", None)  # else buffers that are not stored stay empty
+    if getattr(module, "_supports_sdpa", False) and hasattr(module, "set_attn_implementation"):
+        module.set_attn_implementation("eager")
+    about = {"__new__": lambda *_, **__: module, "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), about)
 
 
 def compute_in_double(model: nn.Module) -> None:
@@ -309,8 +333,7 @@ def _import(name: str, extra: str) -> Any:
 
 
 def _load(model: nn.Module, state: State) -> nn.Module:
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
-    missing, _ = model.to(dtype).load_state_dict(dict(state), strict=False)
+    missing, _ = model.to(dtype_of(state)).load_state_dict(dict(state), strict=False)
     buffers = {name for name, _ in model.named_buffers()}
     if wanted := sorted(set(missing) - buffers):
         raise InputError(f"the model class {type(model).__name__} misses weights: {', '.join(wanted[:5])}")
