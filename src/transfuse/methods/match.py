@@ -108,12 +108,15 @@ def open_inputs(
             f"method {method.name} goes by activations: give unlabelled inputs (--inputs TASK; 'synthetic' draws some, "
             "which serve worse)"
         )
+    from ..running.instances import let_go, probe_of
     from ..running.live import of_checkpoint
-    from ..running.probes import probe_of_model
 
     checkpoint = models.target.checkpoint
-    live = of_checkpoint(checkpoint, probe_of_model(models.target, models.layout, "cpu").module, checkpoint.config)
-    return inputs.open(live, seed, progress=progress)
+    live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
+    prepared = inputs.open(live, seed, progress=progress)
+    if not method.evidence.needs_inputs:
+        let_go(models)
+    return prepared
 
 
 def match_models(
@@ -144,6 +147,10 @@ def match_models(
         return Maps({}, **about)
     with models.passes.phase("match"):
         found, report = _found(models, method, form, options, inputs, null_trials, progress=progress)
+    if method.evidence.needs_inputs and not method.update.needs_inputs:
+        from ..running.instances import let_go
+
+        let_go(models)
     return Maps(found.maps, **about, report=report)
 
 

@@ -14,8 +14,8 @@ from ..errors import InputError
 from ..files.configs import complete_config
 from ..models.model import Model, Models
 from ..spaces.layout import Layout
-from .inputs import Prepared
 from .idle import Idle
+from .inputs import Prepared
 from .live import LiveModel, load_class
 from .scores import pooled, prompts_in
 from .skips import memory_names
@@ -114,9 +114,7 @@ class Replay:
         return {} if call is None else observe(probe.module, sites, lambda: layer(*call.args, **call.kwargs))
 
 
-def probe_of_model(
-    model: Model, layout: Layout, device: str | torch.device, idle: Idle | None = None
-) -> Probe:
+def probe_of_model(model: Model, layout: Layout, device: str | torch.device, idle: Idle | None = None) -> Probe:
     """A model from its checkpoint; heads that its class has and the checkpoint has not do not matter.
 
     Args:
@@ -147,9 +145,7 @@ def probe_of_model(
     return replace(probe, sites=sites, names=names)
 
 
-def probe_of_source(
-    model: Model, models: Models, device: str | torch.device, idle: Idle | None = None
-) -> Probe:
+def probe_of_source(model: Model, models: Models, device: str | torch.device, idle: Idle | None = None) -> Probe:
     """Source or tuned, their sites and tensors under target's names.
 
     Raises:
