@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+import tiny
 from families import CASES, Case, Transformers
+from transfuse import port
 from transfuse.running.building import load_transformers, seeded_inputs
 from transfuse.running.idle import Idle
-from transfuse.running.live import load_class
+from transfuse.running.live import load_class, load_live
+from transfuse.running.unlabelled import Inputs
 
 every_class = pytest.mark.parametrize(
     "case", [case for case in CASES if isinstance(case.source, Transformers)], ids=lambda case: case.name
@@ -74,3 +78,71 @@ def test_only_the_same_config_and_dtype_will_do() -> None:
     assert idle.take(dict(config), torch.float32) is module
     idle.give(config, module)
     assert idle.take(config) is module
+
+
+# --- how many a run builds ------------------------------------------------------------------------------------------
+
+Trio = tuple[Path, Path, Path]
+DRAWN = Inputs("synthetic", count=12)
+# (run, options): instances built where the configs of all models are the same, and where each has one of its own.
+# Of functional: source, tuned, target and the output. Theseus runs the two bases, and where one of them fits loads the
+# output into it. The check of maps needs source alone. Naive loads what was written, which is all the others end with.
+BUILT: dict[str, tuple[dict[str, Any], int, int]] = {
+    "auto": ({}, 4, 4),
+    "auto with inputs": ({"inputs": DRAWN}, 4, 4),
+    "functional": ({"method": "functional", "inputs": DRAWN}, 4, 4),
+    "functional, not verified": ({"method": "functional", "inputs": DRAWN, "verify": False}, 4, 4),
+    "distillation": ({"method": "distillation", "inputs": DRAWN}, 2, 3),
+    "theseus": ({"method": "theseus", "inputs": DRAWN}, 2, 3),
+    "activation": ({"method": "activation", "inputs": DRAWN}, 2, 3),
+    "tied": ({"method": "tied"}, 1, 2),
+    "tied in double": ({"method": "tied", "double": True}, 1, 2),
+    "transfusion": ({"method": "transfusion"}, 1, 2),
+    "naive": ({"method": "naive"}, 1, 1),
+    "naive, not verified": ({"method": "naive", "verify": False}, 0, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def trios(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trio, Trio]:
+    """Independent bases: of one config, and of three."""
+    folder = tmp_path_factory.mktemp("trios")
+    source, target = (tiny.vit(seed).float() for seed in (0, 9))
+    tuned = tiny.fine_tuned(source)
+    same = [tiny.save(one, folder / f"same{n}") for n, one in enumerate((source, tuned, target))]
+    for number, model in enumerate((source, tuned, target)):
+        model.config.id2label = {n: f"{number}-{n}" for n in range(7)}
+    own = [tiny.save(one, folder / f"own{n}") for n, one in enumerate((source, tuned, target))]
+    return (same[0], same[1], same[2]), (own[0], own[1], own[2])
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of all whole models that are constructed from now on, whatever for and on whatever device."""
+    found: list[str] = []
+    construct = PreTrainedModel.__init__
+
+    def counted(self: Any, config: Any, *given: Any, **more: Any) -> None:
+        if type(self).__name__ in (config.architectures or ()):
+            found.append(type(self).__name__)
+        construct(self, config, *given, **more)
+
+    monkeypatch.setattr(PreTrainedModel, "__init__", counted)
+    return found
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one config", "three configs"])
+@pytest.mark.parametrize("name", BUILT)
+def test_classes_are_built_once(
+    name: str, own: bool, trios: tuple[Trio, Trio], built: list[str], tmp_path: Path
+) -> None:
+    options, *counts = BUILT[name]
+    result = port(*trios[own], out=tmp_path / "out", **options)
+    if "not verified" not in name:
+        assert result.report["loads"] == "ViTForImageClassification"
+    assert len(built) == counts[own]
+
+
+def test_the_builder_is_counted(trios: tuple[Trio, Trio], built: list[str]) -> None:
+    load_live(trios[0][0])
+    assert built == ["ViTForImageClassification"]

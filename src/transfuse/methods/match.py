@@ -114,8 +114,8 @@ def open_inputs(
     checkpoint = models.target.checkpoint
     live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
     prepared = inputs.open(live, seed, progress=progress)
-    if not method.evidence.needs_inputs:
-        let_go(models)
+    if not method.finds_maps:
+        let_go(models)  # what comes runs tuned and the output alone
     return prepared
 
 
