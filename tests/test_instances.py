@@ -12,10 +12,14 @@ from transformers import PreTrainedModel
 
 import tiny
 from families import CASES, Case, Transformers
-from transfuse import port
+from transfuse import VerificationError, port
+from transfuse.models.model import Models
+from transfuse.models.plan import make_plan
 from transfuse.running.building import load_transformers, seeded_inputs
 from transfuse.running.idle import Idle
+from transfuse.running.instances import idle_of
 from transfuse.running.live import load_class, load_live
+from transfuse.running.probes import Replay
 from transfuse.running.unlabelled import Inputs
 
 every_class = pytest.mark.parametrize(
@@ -146,3 +150,49 @@ def test_classes_are_built_once(
 def test_the_builder_is_counted(trios: tuple[Trio, Trio], built: list[str]) -> None:
     load_live(trios[0][0])
     assert built == ["ViTForImageClassification"]
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_no_weights_are_kept(name: str, trios: tuple[Trio, Trio]) -> None:
+    models = port(*trios[0], **BUILT[name][0]).tensors.models
+    assert not at_work(models)
+    assert all(x.is_meta for _, _, module in idle_of(models).found for x in (*module.parameters(), *module.buffers()))
+
+
+def at_work(models: Models) -> list[str]:
+    """Roles of the models that have their weights in memory, in a class that runs."""
+    return sorted(models.kept["instances"].probes) if "instances" in models.kept else []
+
+
+def test_bases_are_let_go_once_their_means_are_known(trios: tuple[Trio, Trio], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, seen = [], []
+    monkeypatch.setattr("transfuse.porting.port.make_plan", lambda models: opened.append(models) or make_plan(models))
+
+    class Watched(Replay):
+        def __init__(self, probe: Any):
+            seen.append(at_work(opened[0]))
+            super().__init__(probe)
+
+    monkeypatch.setattr("transfuse.update.functional.Replay", Watched)
+    port(*trios[0], method="functional", inputs=DRAWN)
+    assert seen == [["tuned"], ["tuned"]]
+
+
+@pytest.mark.parametrize("method", ["functional", "distillation", "theseus", "tied", "naive"])
+@pytest.mark.parametrize("fault", ["missing", "shape"])
+def test_what_does_not_load_is_still_found(
+    method: str, fault: str, trios: tuple[Trio, Trio], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "vit.encoder.layer.1.output.dense.weight"
+
+    def damaged(config: Any, state: dict[str, Tensor], into: Any) -> Any:
+        assert (into is None) == (method == "naive")
+        assert name in state
+        given = {one: x for one, x in state.items() if one != name}
+        return load_transformers(config, given if fault == "missing" else {**given, name: state[name][:, 1:]}, into)
+
+    monkeypatch.setattr("transfuse.porting.output.load_transformers", damaged)
+    inputs = None if method in ("tied", "naive") else DRAWN
+    with pytest.raises(VerificationError, match=r"does not load: .*layers?\.1\.(output\.dense|mlp\.fc2)\.weight"):
+        port(*trios[0], out=tmp_path / "out", method=method, inputs=inputs)
+    assert not (tmp_path / "out").exists()

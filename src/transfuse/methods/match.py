@@ -112,7 +112,8 @@ def open_inputs(
     from ..running.live import of_checkpoint
 
     checkpoint = models.target.checkpoint
-    live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
+    with models.passes.phase("inputs"):
+        live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
     prepared = inputs.open(live, seed, progress=progress)
     if not method.finds_maps:
         let_go(models)  # what comes runs tuned and the output alone
