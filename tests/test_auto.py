@@ -79,7 +79,7 @@ def test_models_that_cannot_be_run_are_added_to_as_they_are(
     def refuse(*_: Any) -> None:
         raise InputError("pydantic cannot be imported")
 
-    monkeypatch.setattr("transfuse.running.probes.probe_of_model", refuse)
+    monkeypatch.setattr("transfuse.running.instances.probe_of_model", refuse)
     found = chosen(models, "stranger")
     assert found.method == "naive" and "cannot be run" in found.because
     assert "pydantic cannot be imported" in caplog.text

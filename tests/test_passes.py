@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transfuse import port
 from transfuse.cli.common import app
 from transfuse.files.checkpoint import open_checkpoint
 from transfuse.models.passes import ASCENT, Passes
+from transfuse.running.unlabelled import Inputs
 
 Trio = tuple[Path, Path, Path]
 
@@ -27,6 +29,11 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Trio:
     models = {"source": source, "tuned": fine_tuned(source), "target": target}
     source, tuned, target = (save(model, folder / role) for role, model in models.items())
     return source, tuned, target
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(bert(BertForMaskedLM, seed=9), tmp_path_factory.mktemp("stranger") / "model")
 
 
 def test_phases(trio: Trio) -> None:
@@ -69,6 +76,31 @@ def test_tied_with_all_checks(trio: Trio, tmp_path: Path) -> None:
     beside = passes.total(without=(ASCENT,))
     assert beside["source"] <= 8 and beside["tuned"] <= 2 and beside["target"] <= 6
     assert passes.total()["source"] > beside["source"]
+
+
+# Passes over source, tuned and target beside those of the ascent; of any phase the last digits are heads.
+DRAWN = Inputs("synthetic", count=8)
+MOST: dict[str, tuple[dict[str, Any], tuple[float, float, float]]] = {
+    "tied": ({"method": "tied"}, (7, 2, 3)),
+    "orthogonal": ({"method": "orthogonal"}, (7, 2, 3)),
+    "theseus": ({"method": "theseus", "inputs": DRAWN}, (3, 2, 3)),
+    "functional": ({"method": "functional", "inputs": DRAWN}, (2.2, 2.2, 5)),
+    "distillation": ({"method": "distillation", "inputs": DRAWN}, (1, 2, 5)),
+    "auto with inputs": ({"inputs": DRAWN}, (2.2, 2.2, 5)),
+    "auto": ({}, (7, 2, 3)),
+    "auto between strangers": ({}, (8, 3.2, 7)),
+}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_no_more_passes_than(name: str, trio: Trio, stranger: Path, tmp_path: Path) -> None:
+    options, most = MOST[name]
+    target = stranger if "strangers" in name else trio[2]
+    result = port(*trio[:2], target, out=tmp_path / "out", **options)
+    found = result.tensors.models.passes.total(without=(ASCENT,))
+    assert all(count <= bound for count, bound in zip(found.values(), most, strict=True)), found
+    assert "other" not in result.tensors.models.passes.by_phase()
+    assert result.report["method"] == options.get("method", "tied" if name == "auto" else "functional")
 
 
 def test_what_the_command_says(trio: Trio, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

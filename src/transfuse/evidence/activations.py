@@ -20,7 +20,8 @@ from ..maps.algebra import Map
 from ..maps.transport import part_slices
 from ..models.model import Models
 from ..running.inputs import Prepared
-from ..running.probes import Probe, batches, mask_of, probe_of_model, probe_of_source, rows_of
+from ..running.instances import probe_of
+from ..running.probes import Probe, batches, mask_of, rows_of
 from ..running.taps import Seen, Site
 from ..spaces.layout import Layout, is_stream, of_module
 
@@ -125,8 +126,7 @@ def activation_evidence(
     Raises:
         InputError: a base cannot be run here.
     """
-    source = probe_of_source(models.source, models, device)
-    target = probe_of_model(models.target, models.layout, device)
+    source, target = (probe_of(models, role, device) for role in ("source", "target"))
     resizing = models.resizing
     partners = None if resizing is None else resizing.spaces
     found = collect(source, target, layout, inputs, spaces=partners, progress=progress)

@@ -163,9 +163,12 @@ def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, str]] = {}
 
 def _check_that_it_runs(models: Models) -> None:
     """Raises InputError if a model has no class that can be built here, or what evaluation needs is not installed."""
-    from ..running.probes import probe_of_model, probe_of_source
+    from ..running.instances import let_go, probe_of
 
-    probe_of_model(models.target, models.layout, "cpu")
-    for model in (models.source, models.tuned):
-        if model is not None:
-            probe_of_source(model, models, "cpu")
+    try:
+        for model in models.all():
+            probe_of(models, model.role, "cpu")
+    except InputError:
+        let_go(models)
+        raise
+    let_go(models, "tuned")  # matching, which is next, runs the bases alone

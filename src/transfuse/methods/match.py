@@ -71,13 +71,17 @@ def open_inputs(
             f"method {method.name} goes by activations: give unlabelled inputs (--inputs TASK; 'synthetic' draws some, "
             "which serve worse)"
         )
+    from ..running.instances import let_go, probe_of
     from ..running.live import of_checkpoint
-    from ..running.probes import probe_of_model
     from ..running.unlabelled import read_inputs
 
     checkpoint = models.target.checkpoint
-    live = of_checkpoint(checkpoint, probe_of_model(models.target, models.layout, "cpu").module, checkpoint.config)
-    return read_inputs(inputs, live, data, run)
+    with models.passes.phase("inputs"):
+        live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
+    prepared = read_inputs(inputs, live, data, run)
+    if not method.finds_maps:
+        let_go(models)  # what comes runs tuned and the output alone
+    return prepared
 
 
 def match_models(
@@ -124,6 +128,10 @@ def match_models(
 
         found = solve(gathered)
         report = method.evidence.report(gathered, found, solve, trials=check.null_trials, seed=run.seed)
+    if method.evidence.needs_inputs and not method.update.needs_inputs:
+        from ..running.instances import let_go
+
+        let_go(models)
     return Maps(found.maps, **about, report=report | split)
 
 

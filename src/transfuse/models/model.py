@@ -109,6 +109,11 @@ class Models:
         """How often they were read since this was first asked for."""
         return Passes({model.role: model.checkpoint.origin or model.checkpoint for model in self.all()})
 
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What floors above make of the models once and keep with them (`running/instances.py`)."""
+        return {}
+
     def source_name(self, name: str) -> str | None:
         """The tensor of source that corresponds to one of target; None: none does."""
         return name if self.resizing is None else self.resizing.names.get(name)

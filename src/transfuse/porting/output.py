@@ -19,6 +19,7 @@ from ..files.writing import write_checkpoint
 from ..models.model import Models
 from ..models.plan import output_config, output_files
 from ..running.building import load_transformers
+from ..running.instances import idle_of
 from .card import model_card
 from .run import PortResult
 
@@ -83,7 +84,8 @@ def _check_loads(folder: Path, config: Mapping[str, Any], models: Models, carrie
     """
     written = open_checkpoint(folder)
     try:
-        model, loading = load_transformers(config, {name: written.tensor(name) for name in written})
+        state = {name: written.tensor(name) for name in written}
+        model, loading = load_transformers(config, state, idle_of(models).take(config))
     except Unavailable as error:
         return f"not checked: {error}"
     name = type(model).__name__

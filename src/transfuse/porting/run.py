@@ -19,6 +19,7 @@ from ..methods.table import Method
 from ..models.model import Models
 from ..models.plan import Plan
 from ..options.requests import PortRequest
+from ..running.instances import idle_of
 from ..update.ported import Ported, transported
 from .given import check_maps
 from .verify import Equivalence, check_equivalence
@@ -112,7 +113,7 @@ def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, 
     Raises:
         VerificationError: they differ, although the method promises that they do not.
     """
-    found = check_equivalence(models.source, models.layout, maps, seed=seed, double=double)
+    found = check_equivalence(models.source, models.layout, maps, seed=seed, double=double, idle=idle_of(models))
     if found.passed is False and not method.exact:
         log.warning("%s does not keep the function: the mapped source is off by %.1e", method.name, found.error)
     elif found.passed is False:

@@ -21,7 +21,8 @@ from ..maps.transport import transport
 from ..methods.skips import needed_skips, takes_skips
 from ..models.folding import NO_FOLDING, Folding, map_state, norm_folding
 from ..models.model import Model
-from ..running.building import Around, build_runner, seeded_inputs
+from ..running.building import Around, RealModel, seeded_inputs
+from ..running.idle import Idle
 from ..running.reference import ReferenceConfig, forward, random_state
 from ..running.skips import memory_names, permuted_skips_of
 from ..spaces.layout import Layout
@@ -57,7 +58,9 @@ class Equivalence:
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0, double: bool = False) -> Equivalence:
+def check_equivalence(
+    model: Model, layout: Layout, maps: Maps, *, seed: int = 0, double: bool = False, idle: Idle | None = None
+) -> Equivalence:
     """Runs π(model) against the model on seeded inputs, in the real class.
 
     Per-junction maps have no stock model to run in: the real class is run with permuted skips. Where its branches are
@@ -66,17 +69,19 @@ def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0
     Args:
         layout: of the models, streams not yet tied.
         double: compute in float64 (exactness to 1e-9) instead of float32.
+        idle: classes one of which may be used instead of building another one, and where it is left.
     """
+    idle = Idle() if idle is None else idle
     form = layout.with_ties(streams="tied", tie_qkv=maps.tie_qkv)
     if maps.streams == "tied":
         folding = norm_folding(layout, [model]) if maps.norms == "folded" else NO_FOLDING
-        return _check_real(model, form, maps, seed, double, folding)
-    mapped = _check_real(model, layout.with_ties(streams="junction", tie_qkv=maps.tie_qkv), maps, seed, double)
+        return _check_real(model, form, maps, seed, double, idle, folding)
+    mapped = _check_real(model, layout.with_ties(streams="junction", tie_qkv=maps.tie_qkv), maps, seed, double, idle)
     if mapped.checked:
         said = "run with permuted skips, which these maps need" if takes_skips(maps) else "run with its own skips"
         return replace(mapped, stock=False, reason="; ".join(filter(None, (said, mapped.reason))))
     drawn = Maps(random_maps(form, torch.Generator().manual_seed(seed)), family=maps.family, tie_qkv=maps.tie_qkv)
-    real = _check_real(model, form, drawn, seed, double)
+    real = _check_real(model, form, drawn, seed, double, idle)
     reference = check_reference(maps, layout, seed=seed)
     said = f"the layout with random tied maps in {real.checked}: {real.error:.1e}" if real.checked else real.reason
     passed = bool(reference.passed) and real.passed is not False
@@ -84,7 +89,7 @@ def check_equivalence(model: Model, layout: Layout, maps: Maps, *, seed: int = 0
 
 
 def _check_real(
-    model: Model, layout: Layout, maps: Maps, seed: int, double: bool, folding: Folding = NO_FOLDING
+    model: Model, layout: Layout, maps: Maps, seed: int, double: bool, idle: Idle, folding: Folding = NO_FOLDING
 ) -> Equivalence:
     dtype = torch.float64 if double else torch.float32
     config, kind, prefix = model.checkpoint.config, model.checkpoint.kind, ""
@@ -96,14 +101,15 @@ def _check_real(
     try:
         plain, moved = map_state(model, layout, {}, dtype), map_state(model, layout, maps.spaces, dtype, folding)
         inputs = seeded_inputs(kind, config, seed, dtype)
-        optional = FAMILIES[layout.family].optional
-        expected = _outputs(build_runner(kind, config, plain, prefix, optional)(inputs))
+        real = RealModel(kind, config, prefix, FAMILIES[layout.family].optional, idle)
+        expected = _outputs(real.run(plain, inputs))
         if "src" in inputs:  # a bare stack's input is in the stream
             inputs = {"src": transport(inputs["src"], layout.outputs["output"], maps.spaces)}
         skips = _skips(layout, maps, config) if maps.streams == "junction" else None
-        found = build_runner(kind, config, moved, prefix, optional, skips)(inputs)
+        found = real.run(moved, inputs, skips)
     except Unavailable as error:
         return Equivalence("", None, (), str(dtype), True, None, str(error))
+    real.leave()
     back, moved_outputs = maps.inverse().spaces, _moved_outputs(model, layout)
     restored = {
         name: folding.unfold(model, moved_outputs[name], transport(x, layout.outputs[moved_outputs[name]], back))

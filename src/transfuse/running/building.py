@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,76 +14,98 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files.configs import Unavailable, complete_config, quiet_transformers, transformers_config
+from .idle import Idle, dtype_of
 from .reference import ReferenceConfig, forward
 
 State = Mapping[str, Tensor]
-Runner = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Around = Callable[[nn.Module], AbstractContextManager[None]]
 
 TEXT_CLASSIFIER = "CLIPTextModelForSequenceClassification"
 
 
-def build_runner(
-    kind: str,
-    config: Mapping[str, Any],
-    state: State,
-    prefix: str = "",
-    optional: Sequence[str] = (),
-    around: Around | None = None,
-) -> Runner:
-    """A function from inputs to outputs by name, for the real model with these weights.
+@dataclass
+class RealModel:
+    """A real model class that runs with one state after the other; it is built for the first of them.
 
-    Args:
+    Attributes:
         kind: as in `Checkpoint.kind`.
         config: the model's config.
-        state: weights under their on-disk names, all of one floating dtype.
         prefix: what stands before a bare stack's names (torch_encoder).
         optional: names (regular expressions) of heads that may be missing; they are set to zero, and so are their
             outputs. A body is often saved without the pooler that its class has.
-        around: a context for every run, made from the module (hooks, say).
-
-    Raises:
-        Unavailable: no class is known or installed for it, or `around` is given and it is not a module.
-        InputError: weights are missing for the class.
+        idle: classes of transformers one of which may be filled instead of building another one.
+        module: the instance, once there is one.
     """
-    if kind not in ("open_clip", "timm") and config.get("model_type") == "transfuse_reference":
-        if around is not None:
-            raise Unavailable("the reference transformer is not a module")
-        return _reference_runner(config, state)
-    model, run = _module_and_runner(kind, config, state, prefix, optional)
-    return run if around is None else _within(around, model, run)
 
+    kind: str
+    config: Mapping[str, Any]
+    prefix: str = ""
+    optional: Sequence[str] = ()
+    idle: Idle = field(default_factory=Idle)
+    module: nn.Module | None = field(default=None, init=False)
 
-def _within(around: Around, model: nn.Module, run: Runner) -> Runner:
-    def run_within(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with around(model):
-            return run(inputs)
+    def run(self, state: State, inputs: Mapping[str, Tensor], around: Around | None = None) -> dict[str, Tensor]:
+        """Its outputs by name.
 
-    return run_within
+        Args:
+            state: weights under their on-disk names, all of one floating dtype.
+            inputs: by name.
+            around: a context for the run, made from the module (hooks, say).
 
+        Raises:
+            Unavailable: no class is known or installed for it, or `around` is given and it is not a module.
+            InputError: weights are missing for the class.
+        """
+        if self.kind not in ("open_clip", "timm") and self.config.get("model_type") == "transfuse_reference":
+            if around is not None:
+                raise Unavailable("the reference transformer is not a module")
+            return _reference_outputs(self.config, state, inputs)
+        self.module = module = self._filled(state)
+        with nullcontext() if around is None else around(module), torch.no_grad():
+            found = module(**inputs)
+        named = found if isinstance(found, Mapping) else self._named(found, state)
+        # Some are parameters, which the next state overwrites.
+        return {name: value.detach().clone() for name, value in named.items() if isinstance(value, Tensor)}
 
-def _module_and_runner(
-    kind: str, config: Mapping[str, Any], state: State, prefix: str, optional: Sequence[str]
-) -> tuple[nn.Module, Runner]:
-    if kind == "open_clip":
-        model = _load(_open_clip(config), state)
-        return model, _module_runner(model, ("image_features", "text_features", "logit_scale"))
-    if kind == "timm":
-        model = _load(_timm(config), state)
-        return model, _timm_runner(model, "head.weight" in state)
-    if config.get("model_type") == "torch_encoder":
-        model = _load(_torch_encoder(config, state, prefix), _strip(state, prefix))
-        return model, _module_runner(model, ("output",))
-    model, loading = load_transformers(config, state)
-    if loading.mismatched:
-        raise Unavailable(
-            f"the shapes in {type(model).__name__} are others: {', '.join(sorted(loading.mismatched)[:5])}"
-        )
-    if wanted := sorted(name for name in loading.missing if not _is_one_of(name, optional)):
-        raise InputError(f"the model class {type(model).__name__} misses weights: {', '.join(wanted[:5])}")
-    for name in loading.missing:
-        model.get_parameter(name).data.zero_()
-    return model, _transformers_runner(model)
+    def leave(self) -> None:
+        """Leaves the instance to whoever needs one like it."""
+        if self._is_of_transformers and self.module is not None:
+            self.idle.give(self.config, self.module)
+        self.module = None
+
+    @property
+    def _is_of_transformers(self) -> bool:
+        return self.kind == "transformers" and self.config.get("model_type") != "torch_encoder"
+
+    def _filled(self, state: State) -> nn.Module:
+        if self._is_of_transformers:
+            return self._filled_transformers(state)
+        if self.kind == "open_clip":
+            return _load(_open_clip(self.config) if self.module is None else self.module, state)
+        if self.kind == "timm":
+            return _load(_timm(self.config) if self.module is None else self.module, state)
+        module = _torch_encoder(self.config, state, self.prefix) if self.module is None else self.module
+        return _load(module, _strip(state, self.prefix))
+
+    def _filled_transformers(self, state: State) -> nn.Module:
+        into = self.idle.take(self.config, dtype_of(state)) if self.module is None else self.module
+        model, loading = load_transformers(self.config, state, into)
+        if loading.mismatched:
+            raise Unavailable(
+                f"the shapes in {type(model).__name__} are others: {', '.join(sorted(loading.mismatched)[:5])}"
+            )
+        if wanted := sorted(name for name in loading.missing if not _is_one_of(name, self.optional)):
+            raise InputError(f"the model class {type(model).__name__} misses weights: {', '.join(wanted[:5])}")
+        for name in loading.missing:
+            model.get_parameter(name).data.zero_()
+        return model
+
+    def _named(self, found: Any, state: State) -> dict[str, Tensor]:
+        """Outputs that come without names."""
+        if self.kind == "timm":
+            return {"logits" if "head.weight" in state else "features" if found.dim() == 2 else "tokens": found}
+        names = ("image_features", "text_features", "logit_scale") if self.kind == "open_clip" else ("output",)
+        return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
 
 
 def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
@@ -100,17 +122,25 @@ class Loading:
     mismatched: frozenset[str]
 
 
-def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Module, Loading]:
+def load_transformers(
+    config: Mapping[str, Any], state: State, into: nn.Module | None = None
+) -> tuple[nn.Module, Loading]:
     """The transformers model of a config with the weights of a state dict, and what did not fit.
+
+    Args:
+        config, state: what it is made of.
+        into: an instance of that class from the same config, whose weights nobody needs: it is filled, on the same way,
+            instead of building another one. (Versions of transformers before 5 build another one.)
 
     Raises:
         Unavailable: the class cannot be built from this config here.
     """
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    dtype = dtype_of(state)
     built, model_class = _transformers_class(config)
     try:
         with quiet_transformers():
-            model, info = model_class.from_pretrained(
+            loader = model_class if into is None else _filling(model_class, into)
+            model, info = loader.from_pretrained(
                 None,
                 config=built,
                 state_dict=dict(state),
@@ -124,6 +154,21 @@ def load_transformers(config: Mapping[str, Any], state: State) -> tuple[nn.Modul
     if dtype == torch.float64:
         compute_in_double(model)
     return model.eval(), Loading(frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"]), mismatched)
+
+
+def _filling(model_class: Any, module: Any) -> Any:
+    """The class, but its constructor gives this instance, as if it had just been built with eager attention."""
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:  # they load in place, where there must be something
+        return model_class
+    module.to("meta")
+    for one in module.modules():
+        one.__dict__.pop("_is_hf_initialized", None)  # else buffers that are not stored stay empty
+    if getattr(module, "_supports_sdpa", False) and hasattr(module, "set_attn_implementation"):
+        module.set_attn_implementation("eager")
+    about = {"__new__": lambda *_, **__: module, "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), about)
 
 
 def compute_in_double(model: nn.Module) -> None:
@@ -220,38 +265,9 @@ def _own_class(name: str) -> Any:
     return getattr(text_tower, name)
 
 
-def _transformers_runner(model: nn.Module) -> Runner:
-    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            found = model(**inputs)
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-
-    return run
-
-
-def _module_runner(model: nn.Module, names: tuple[str, ...]) -> Runner:
-    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            found = model(**inputs)
-        if isinstance(found, dict):
-            return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
-        return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
-
-    return run
-
-
-def _timm_runner(model: nn.Module, has_head: bool) -> Runner:
-    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            found = model(**inputs)
-        return {"logits" if has_head else "features" if found.dim() == 2 else "tokens": found}
-
-    return run
-
-
-def _reference_runner(config: Mapping[str, Any], state: State) -> Runner:
+def _reference_outputs(config: Mapping[str, Any], state: State, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     fields = {key: config[key] for key in ReferenceConfig.__dataclass_fields__ if key in config}
-    return lambda inputs: {"logits": forward(ReferenceConfig(**fields), state, inputs["ids"])}
+    return {"logits": forward(ReferenceConfig(**fields), state, inputs["ids"])}
 
 
 def _torch_encoder(config: Mapping[str, Any], state: State, prefix: str) -> nn.Module:
@@ -309,8 +325,7 @@ def _import(name: str, extra: str) -> Any:
 
 
 def _load(model: nn.Module, state: State) -> nn.Module:
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
-    missing, _ = model.to(dtype).load_state_dict(dict(state), strict=False)
+    missing, _ = model.to(dtype_of(state)).load_state_dict(dict(state), strict=False)
     buffers = {name for name, _ in model.named_buffers()}
     if wanted := sorted(set(missing) - buffers):
         raise InputError(f"the model class {type(model).__name__} misses weights: {', '.join(wanted[:5])}")

@@ -18,6 +18,7 @@ from ..files.checkpoint import PROCESSOR_FILES, TOKENIZER_CONFIG, VOCABULARY_FIL
 from ..files.configs import Unavailable, quiet_transformers
 from ..models.plan import LABEL_HEAD
 from .building import Loading, load_transformers
+from .idle import Idle, dtype_of
 
 State = Mapping[str, Tensor]
 
@@ -65,6 +66,7 @@ def load_live(
     state: State | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    idle: Idle | None = None,
 ) -> LiveModel:
     """Loads a model for evaluation or training.
 
@@ -73,13 +75,14 @@ def load_live(
         state: weights under their stored names, instead of those at `location`; config and processors are still its.
         device: where to compute.
         dtype: what to compute in.
+        idle: classes one of which may be filled instead of building another one.
 
     Raises:
         InputError: it cannot be read, its class is unknown, or weights that its class needs (a head) are missing.
     """
     checkpoint = _open(location)
     state = state if state is not None else {name: checkpoint.tensor(name) for name in checkpoint}
-    model = _build(checkpoint.location, checkpoint.config, state, device, dtype)
+    model = _build(checkpoint.location, checkpoint.config, state, device, dtype, idle)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return of_checkpoint(checkpoint, model, checkpoint.config, shapes)
 
@@ -140,9 +143,16 @@ def _open(location: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _build(location: str, config: Mapping[str, Any], state: State, device: Any, dtype: torch.dtype) -> nn.Module:
+def _build(
+    location: str,
+    config: Mapping[str, Any],
+    state: State,
+    device: Any,
+    dtype: torch.dtype,
+    idle: Idle | None = None,
+) -> nn.Module:
     cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    model, loading = load_class(location, config, cast)
+    model, loading = load_class(location, config, cast, idle)
     kind = type(model).__name__
     if loading.missing or loading.mismatched:
         fault = "lacks weights of" if loading.missing else "has other shapes than"
@@ -156,14 +166,22 @@ def _build(location: str, config: Mapping[str, Any], state: State, device: Any, 
     return model.to(device)
 
 
-def load_class(location: str, config: Mapping[str, Any], state: State) -> tuple[nn.Module, Loading]:
+def load_class(
+    location: str, config: Mapping[str, Any], state: State, idle: Idle | None = None
+) -> tuple[nn.Module, Loading]:
     """The transformers model with the fastest attention it has, and what did not fit.
+
+    Args:
+        location: for messages.
+        config, state: what it is made of.
+        idle: classes one of which may be filled instead of building another one.
 
     Raises:
         InputError: the class cannot be built here.
     """
     try:
-        model, loading = load_transformers(config, state)
+        into = None if idle is None else idle.take(config, dtype_of(state))
+        model, loading = load_transformers(config, state, into)
     except Unavailable as error:
         raise InputError(f"{location}: {error}") from error
     if getattr(model, "_supports_sdpa", False) and hasattr(model, "set_attn_implementation"):

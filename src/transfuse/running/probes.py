@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..files.configs import complete_config
 from ..models.model import Model, Models
 from ..spaces.layout import Layout
+from .idle import Idle
 from .inputs import Prepared
 from .live import LiveModel, load_class
 from .scores import pooled, prompts_in
@@ -118,8 +119,13 @@ class Replay:
         return {} if call is None else observe(probe.module, sites, lambda: layer(*call.args, **call.kwargs))
 
 
-def probe_of_model(model: Model, layout: Layout, device: str | torch.device) -> Probe:
+def probe_of_model(model: Model, layout: Layout, device: str | torch.device, idle: Idle | None = None) -> Probe:
     """A model from its checkpoint; heads that its class has and the checkpoint has not do not matter.
+
+    Args:
+        model, layout: the model, and the layout of its tensors.
+        device: where it is to run.
+        idle: classes one of which may be filled instead of building another one.
 
     Raises:
         InputError: its class cannot be built here.
@@ -131,7 +137,7 @@ def probe_of_model(model: Model, layout: Layout, device: str | torch.device) -> 
             "transformers are run on inputs. CLIPs of open_clip can be converted: transfuse convert"
         )
     state = {name: _single(checkpoint.tensor(name)) for name in checkpoint}
-    module, loading = load_class(checkpoint.location, checkpoint.config, state)
+    module, loading = load_class(checkpoint.location, checkpoint.config, state, idle)
     if loading.mismatched:
         raise InputError(
             f"{checkpoint.location}: as {model.role} is seen here, {type(module).__name__} expects other shapes of "
@@ -144,13 +150,13 @@ def probe_of_model(model: Model, layout: Layout, device: str | torch.device) -> 
     return replace(probe, sites=sites, names=names)
 
 
-def probe_of_source(model: Model, models: Models, device: str | torch.device) -> Probe:
+def probe_of_source(model: Model, models: Models, device: str | torch.device, idle: Idle | None = None) -> Probe:
     """Source or tuned, their sites and tensors under target's names.
 
     Raises:
         InputError: its class cannot be built here.
     """
-    probe = probe_of_model(model, models.source_layout, device)
+    probe = probe_of_model(model, models.source_layout, device, idle)
     return probe if models.resizing is None else probe.renamed(models.resizing.names)
 
 

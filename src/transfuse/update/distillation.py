@@ -18,7 +18,7 @@ from ..running.inputs import Prepared
 from ..running.probes import Probe
 from ..running.scores import pooled
 from ..running.tokens import Batch
-from .functional import student_and_tuned
+from .functional import let_go_of_student, student_and_tuned
 from .ported import Ported
 from .transported import Fitted, Without
 
@@ -91,8 +91,11 @@ def distil_port(
         InputError: see `distil`; or a model cannot be run here.
     """
     still = Without(ported.update, frozenset(ported.update.names), ported.models.target)
-    student, tuned = student_and_tuned(ported.with_update(still), device)
-    return Fitted(ported.models.target, distil(student, tuned, inputs, options, progress=progress), still)
+    start = ported.with_update(still)
+    student, tuned = student_and_tuned(start, device)
+    found = distil(student, tuned, inputs, options, progress=progress)
+    let_go_of_student(start, student)
+    return Fitted(ported.models.target, found, still)
 
 
 def scores(probe: Probe, batch: Batch, prompts: Tensor | None) -> Tensor:

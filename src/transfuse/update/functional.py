@@ -14,7 +14,7 @@ solve a module. Ours; the nearest relatives are layer-wise reconstruction in com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,8 +25,10 @@ from ..evidence.activations import collect, embeds, scores_of, zeros
 from ..maps.collection import Maps
 from ..maps.transport import part_slices
 from ..matching.procrustes import best_rotation
+from ..models.plan import output_config
 from ..running.inputs import Prepared
-from ..running.probes import Probe, Replay, batches, mask_of, probe_of_live, probe_of_model, probe_of_source, rows_of
+from ..running.instances import idle_of, let_go, probe_of
+from ..running.probes import Probe, Replay, batches, mask_of, probe_of_live, rows_of
 from ..running.taps import Seen, Site
 from ..spaces.layout import Layout, is_embedding
 from .live import live_of
@@ -163,6 +165,7 @@ def fit(
     inputs: Prepared,
     options: FitOptions,
     *,
+    after_bases: Callable[[], None] = lambda: None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
     """Fits the linear modules of a model, one after the other.
@@ -173,6 +176,8 @@ def fit(
         form: the layout of the maps.
         inputs: unlabelled.
         options: see there.
+        after_bases: called when source and target are not run any more.
+        progress: a bar on stderr.
 
     Returns:
         Canonical name -> weight or bias of every module that the inputs reach, float32 or float64, in the shape stored.
@@ -180,6 +185,7 @@ def fit(
     first = next(batches(inputs))
     stages = [_fittable(student, teachers, form, group) for group in student.order(first)]
     means = _means(teachers, form, [name for stage in stages for name in stage], inputs)
+    after_bases()
     replays = Replay(student), Replay(teachers.tuned)
     found: dict[str, Tensor] = {}
     for stage in tqdm([one for one in stages if one], desc="fitting", unit="stage", disable=not progress):
@@ -308,14 +314,20 @@ def fit_port(
     """
     models, passage = ported.models, ported.heads.passage
     start = _unfitted(ported)
-    source, target = (
-        probe_of_source(models.source, models, device),
-        probe_of_model(models.target, models.layout, device),
-    )
+    source, target = (probe_of(models, role, device) for role in ("source", "target"))
     student, tuned = student_and_tuned(start, device)
     teachers = Teachers(source, target, tuned, replace(passage.maps, spaces=passage.spaces))
     teachers = replace(teachers, public=_public_maps(teachers, passage.layout, inputs))
-    found = fit(student, teachers, passage.layout, inputs, options, progress=progress)
+    found = fit(
+        student,
+        teachers,
+        passage.layout,
+        inputs,
+        options,
+        after_bases=lambda: let_go(models, "source", "target"),
+        progress=progress,
+    )
+    let_go_of_student(start, student)
     return Fitted(models.target, found, start.update)
 
 
@@ -328,13 +340,20 @@ def _unfitted(ported: Ported) -> Ported:
 
 
 def student_and_tuned(start: Ported, device: str) -> tuple[Probe, Probe]:
-    """The output of a port as a model that runs, and the model that is carried over."""
+    """The output of a port as a model that runs, which may be changed, and the model that is carried over."""
     models = start.models
     assert models.tuned is not None
     state = {out: start.read(out).clone() for out in start.steps}  # the student changes, the checkpoints must not
     dtype = torch.promote_types(start.plan.dtype, torch.float32)
     live = live_of(start, state, device=device, dtype=dtype)
-    return probe_of_live(live, models.layout), probe_of_source(models.tuned, models, device)
+    return probe_of_live(live, models.layout), probe_of(models, "tuned", device)
+
+
+def let_go_of_student(start: Ported, student: Probe) -> None:
+    """Frees the weights of both; the student's class stays for the check of what is written."""
+    _, config = output_config(start.plan, start.models)
+    idle_of(start.models).give(config, student.module)
+    let_go(start.models)
 
 
 def _public_maps(teachers: Teachers, form: Layout, inputs: Prepared) -> dict[str, Tensor]:

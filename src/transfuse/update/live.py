@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models.plan import output_config
+from ..running.instances import idle_of
 from ..running.live import LiveModel, load_live
 from .ported import Ported
 
@@ -21,4 +22,5 @@ def live_of(ported: Ported, state: Mapping[str, Tensor], **options: Any) -> Live
         **options: device and dtype of `load_live`.
     """
     _, config = output_config(ported.plan, ported.models)
-    return load_live(replace(ported.models.target.checkpoint, config=config), state=state, **options)
+    place = replace(ported.models.target.checkpoint, config=config)
+    return load_live(place, state=state, idle=idle_of(ported.models), **options)

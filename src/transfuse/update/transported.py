@@ -67,7 +67,9 @@ class Without(Update):
         return self.update.names
 
     def of(self, name: str) -> Tensor:
-        return torch.zeros_like(_wide(self.target, name)) if name in self.still else self.update.of(name)
+        if name not in self.still:
+            return self.update.of(name)
+        return torch.zeros(self.target.shape(name), dtype=_wide_dtype(self.target.dtype(name)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,5 +99,8 @@ class Fitted(Update):
 
 def _wide(target: Model, name: str) -> Tensor:
     """One tensor of target, float32 or float64."""
-    old = target.tensor(name)
-    return old if old.dtype == torch.float64 else old.float()
+    return target.tensor(name).to(_wide_dtype(target.dtype(name)))
+
+
+def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
