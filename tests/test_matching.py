@@ -84,13 +84,14 @@ def evidence_of(source: State, target: State, config: dict[str, Any], **ties: An
 
 @pytest.mark.parametrize(("layers", "width"), [(2, 16), (3, 24)])
 @pytest.mark.parametrize("noise", [None, 0.0, 0.3, 1.0])
-def test_transfusion_is_the_plain_loop(layers: int, width: int, noise: float | None) -> None:
+@pytest.mark.parametrize("paper_form", [False, True])
+def test_transfusion_is_the_plain_loop(layers: int, width: int, noise: float | None, paper_form: bool) -> None:
     source = vit(seed=3, num_hidden_layers=layers, hidden_size=width)
     # None: an independent model, whose best permutations are all nearly as good as others, but never tied.
     target = vit(seed=4, num_hidden_layers=layers, hidden_size=width) if noise is None else planted(source, 5, noise)[0]
     one, other = state_of(source), state_of(target)
-    found = match(one, other, method="transfusion", config=source.config.to_dict())
-    expected = plain_transfusion(arrays(one), arrays(other), layers=layers, heads=4)
+    found = match(one, other, method="transfusion", paper_form=paper_form, config=source.config.to_dict())
+    expected = plain_transfusion(arrays(one), arrays(other), layers=layers, heads=4, paper_form=paper_form)
     assert {space.split("/")[0] for space in found.spaces} == expected.index.keys()
     for space, map_ in found.spaces.items():
         assert index(map_) == expected.index[space.split("/")[0]], space
@@ -146,7 +147,7 @@ def test_spectral_heads_find_planted_heads(seed: int, count: int, width: int) ->
 
 
 def test_spectra_of_the_output_projection_change_the_start_only() -> None:
-    """Heads differ in their output projection alone, so only the authors' variant can tell them apart at the start."""
+    """Heads differ in their output projection alone, so only spectra with it can tell them apart at the start."""
     state = reference(0, SMALL)
     for name in "qkv":  # every head's block is the first one: the paper's spectra are all the same
         weight = state[f"layers.0.{name}.weight"]
@@ -157,11 +158,11 @@ def test_spectra_of_the_output_projection_change_the_start_only() -> None:
     assert isinstance(heads, PerHead)
     start = {}
     for output in (True, False):
-        climb = Climb(evidence, CoordinateAscent(start="identity", spectra_output=output))
+        climb = Climb(evidence, CoordinateAscent(start="identity", paper_form=not output))
         climb.set_start(climb.groups())
         start[output] = climb.spectral["heads.0"].tolist()
     assert start[True] == heads.heads.index.tolist() != start[False]
-    found = {output: match(state, target, spectra_output=output, config=SMALL.as_dict()) for output in (True, False)}
+    found = {output: match(state, target, paper_form=not output, config=SMALL.as_dict()) for output in (True, False)}
     assert found[True].report["heads"]["heads.0"]["spectral"] == start[True]
     assert found[False].report["heads"]["heads.0"]["spectral"] == start[False]
     for one in found.values():  # the exact step finds the heads from either start

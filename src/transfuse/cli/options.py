@@ -64,7 +64,7 @@ _how = options_of(
     click.option(
         "--tie-qkv/--split-qkv", default=None, help="One inner map for q, k, v of a head; default: the method's."
     ),
-    click.option("--spectra-output", is_flag=True, help="Head spectra include the output projection (authors' code)."),
+    click.option("--paper-form", is_flag=True, help="Match heads by q, k, v alone, as the paper's eq. 7 to 9 say."),
     click.option("--device", default="cpu", show_default=True, help="Where products are computed."),
 )
 _data_dir = click.option(

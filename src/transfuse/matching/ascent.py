@@ -53,8 +53,8 @@ class CoordinateAscent:
             "in-order": never matched. "flat": the layout knows no heads.
         start: "identity" (the paper's) or "anchored": every space is first set from what both models share without
             knowing other maps (embeddings, biases, norms, heads), then from spaces set before it.
-        paper_heads: the inner step sees only q, k, v (eq. 9), not the output projection.
-        spectra_output: the output projection's blocks count in the spectra (the authors' code; the paper: no).
+        paper_form: spectra and the step inside heads see q, k and v alone, as in eq. 7 to 9; else they see the output
+            projection, too, as in the authors' code, and a step inside heads is one of the whole objective.
         max_sweeps: sweeps at most.
         orders: one climb for each: None for the order of the forward pass, else a seed for a random one.
     """
@@ -62,8 +62,7 @@ class CoordinateAscent:
     group: str = "permutation"
     heads: str = "inner-product"
     start: str = "anchored"
-    paper_heads: bool = False
-    spectra_output: bool = False
+    paper_form: bool = False
     max_sweeps: int = 100
     orders: tuple[int | None, ...] = (None,)
 
@@ -151,7 +150,7 @@ class Climb:
     def heads_by_spectra(self, group: tuple[str, ...], count: int) -> Tensor:
         key = group[0].split("/")[0]
         if key not in self.spectral:
-            pairs = [self.evidence.spectra(space, output=self.options.spectra_output) for space in group]
+            pairs = [self.evidence.spectra(space, output=not self.options.paper_form) for space in group]
             target, source = ([one for pair in pairs for one in pair[side]] for side in (0, 1))
             self.spectral[key] = spectral_heads(target, source) if target else torch.arange(count)
         return self.spectral[key]
@@ -187,7 +186,7 @@ class Climb:
         first = self.maps[group[0]]
         if not isinstance(first, PerHead):
             return {group[0]: self.best(group[0], scores[group[0]])}
-        if self.options.paper_heads:
+        if self.options.paper_form:
             scores = {space: self.evidence.cross(space, self.maps, known=known, rows=True) for space in group}
         if self.options.heads in ("spectral", "in-order"):
             return {space: inner_maps(one, first.heads.index, self.options.group) for space, one in scores.items()}

@@ -28,7 +28,8 @@ class MatchOptions:
 
     Attributes:
         tie_qkv: one inner map for q, k and v of a head; None for the method's own choice.
-        spectra_output: the output projection counts in the spectra (the authors' code; the paper: no).
+        paper_form: heads and the units inside them are matched by q, k and v alone, as the equations of Rinaldi et al.
+            2025 say (7 to 9); else the output projection counts in both, as in the authors' code.
         max_sweeps: sweeps at most.
         restarts: further climbs in random order; the best by objective is taken.
         ridge: of methods that fit: pull toward target's own weights (`functional.FitOptions`); None: chosen on inputs.
@@ -41,7 +42,7 @@ class MatchOptions:
     """
 
     tie_qkv: bool | None = None
-    spectra_output: bool = False
+    paper_form: bool = False
     max_sweeps: int = 100
     restarts: int = 0
     ridge: float | None = None

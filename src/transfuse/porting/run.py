@@ -116,7 +116,7 @@ def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, 
 
 
 # Options that only say how maps are sought.
-_SEEKING = ("spectra_output", "max_sweeps", "restarts")
+_SEEKING = ("paper_form", "max_sweeps", "restarts")
 
 
 def _options(maps: Maps, options: MatchOptions) -> dict[str, Any]:
