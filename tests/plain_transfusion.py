@@ -1,7 +1,8 @@
 """TransFusion's matching as a plain loop, written from the paper (Rinaldi et al. 2025) and from nothing else.
 
-Two forms: heads by q, k and v, as the paper's equations say, or by the output projection, too. The oracle of `transfuse.match(method="transfusion")` for a ViT of transformers. Every tensor is seen as a matrix whose
-rows and columns belong to spaces; every map is a dense permutation matrix; nothing is cached and nothing is clever.
+The oracle of `transfuse.match(method="transfusion")` for a ViT of transformers, in both its forms. Every tensor is seen
+as a matrix whose rows and columns belong to spaces; every map is a dense permutation matrix; nothing is cached and
+nothing is clever.
 """
 
 from __future__ import annotations

@@ -260,14 +260,52 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path, method: str) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_another_seed_is_another_order_of_restarts() -> None:
-    source, target = reference(0), reference(1)
-    evidence = evidence_of(source, target, CONFIG.as_dict())
-    groups = [Climb(evidence, CoordinateAscent(), order).groups() for order in (None, 1, 1, 2)]
-    assert groups[1] == groups[2] != groups[3]
-    assert sorted(groups[0]) == sorted(groups[1]) and groups[0] != groups[1]
+def test_a_restart_sweeps_in_another_order_every_time() -> None:
+    evidence = evidence_of(reference(0), reference(1), CONFIG.as_dict())
+    first = Climb(evidence, CoordinateAscent())
+    groups = first.groups()
     expected = ["stream", "heads.0", "mlp.0", "heads.1", "mlp.1", "heads.2", "mlp.2"]
-    assert [group[0].split("/")[0] for group in groups[0]] == expected  # the order of the forward pass
+    assert [group[0].split("/")[0] for group in groups] == expected  # the order of the forward pass
+    assert first.shuffled(groups) == groups
+    orders = []
+    for seed in (1, 1, 2):
+        climb = Climb(evidence, CoordinateAscent(), torch.Generator().manual_seed(seed))
+        orders.append([climb.shuffled(groups) for _ in range(3)])
+    assert orders[0] == orders[1] != orders[2]
+    for order in orders[0]:
+        assert sorted(order) == sorted(groups) and order != groups and orders[0].count(order) == 1
+
+
+def test_a_restart_keeps_part_of_the_best_maps() -> None:
+    evidence = evidence_of(reference(0), reference(1), CONFIG.as_dict())
+    best = Climb(evidence, CoordinateAscent()).run()
+    shares = []
+    for seed in range(20):
+        climb = Climb(evidence, CoordinateAscent(heads="in-order"), torch.Generator().manual_seed(seed), best)
+        assert climb.generator is not None
+        climb.set_restart(climb.groups(), climb.generator)
+        assert climb.maps.keys() == best.keys()
+        for name, one in climb.maps.items():  # where heads are never matched, they are not shuffled either
+            if isinstance(one, PerHead) and isinstance(old := best[name], PerHead):
+                assert one.heads.index.tolist() == old.heads.index.tolist()
+        shares.append(sum(climb.maps[name] is best[name] for name in best) / len(best))
+    assert 0.5 < sum(shares) / len(shares) < 0.85 and min(shares) < 0.5
+
+
+@pytest.mark.parametrize(("method", "noise"), [("transfusion", 1.0), ("orthogonal", 2.0), ("tied", None)])
+def test_restarts_find_more_where_the_first_climb_gets_stuck(method: str, noise: float | None) -> None:
+    """On planted targets near the noise at which a method loses its way (None: an independent target)."""
+    gains = []
+    for seed in range(6):
+        source = reference(seed, SMALL)
+        planted_one = planted_reference(source, seed + 1, noise or 0.0, SMALL)[0]
+        target = planted_one if noise else reference(seed + 50, SMALL)
+        before, after = (
+            match(source, target, method=method, config=SMALL.as_dict(), null_trials=0, restarts=n).report["objective"]
+            for n in (0, 4)
+        )
+        gains.append(after[-1] / before[-1] - 1)
+    assert min(gains) >= 0 and sum(gain > 1e-3 for gain in gains) >= 3 and max(gains) > 0.01, gains
 
 
 @pytest.mark.parametrize("method", ["tied", "transfusion"])

@@ -58,7 +58,7 @@ _how = options_of(
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Further climbs in random order; the best is taken.",
+        help="Further climbs from maps in part drawn anew; the best is taken.",
     ),
     click.option("--max-sweeps", type=click.IntRange(min=1), default=100, show_default=True),
     click.option(

@@ -31,10 +31,10 @@ class MatchOptions:
         paper_form: heads and the units inside them are matched by q, k and v alone, as the equations of Rinaldi et al.
             2025 say (7 to 9); else the output projection counts in both, as in the authors' code.
         max_sweeps: sweeps at most.
-        restarts: further climbs in random order; the best by objective is taken.
+        restarts: further climbs, each from the best maps so far, in part drawn anew; the best by objective is taken.
         ridge: of methods that fit: pull toward target's own weights (`functional.FitOptions`); None: chosen on inputs.
         keep_embeddings: of the port: no task vector for tables, positions and patches, as in Theseus (2602.12952).
-        seed: of the orders of restarts and of the null test.
+        seed: of restarts and of the null test.
         device: where products are computed.
 
     Raises:

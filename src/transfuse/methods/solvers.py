@@ -89,7 +89,7 @@ class NoMaps(Solver):
 
 @dataclass(frozen=True)
 class Ascent(Solver):
-    """Coordinate ascent; of several climbs (`restarts`, in random orders) the best.
+    """Coordinate ascent; of several climbs (`restarts`) the best.
 
     Attributes:
         group: "permutation", or "orthogonal": rotations where the layout allows them, permutations elsewhere.
@@ -110,7 +110,8 @@ class Ascent(Solver):
             start=self.start,
             paper_form=options.paper_form,
             max_sweeps=options.max_sweeps,
-            orders=(None, *(options.seed + i for i in range(options.restarts))),
+            restarts=options.restarts,
+            seed=options.seed,
         )
         return solver.solve(gathered, progress=progress)
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..spaces.layout import Layout, is_linear, tower_of
-from .skips import shared_path, sum_behind
+from ..spaces.layout import Layout, is_linear, shared_path, tower_of
+from .skips import sum_behind
 
 
 @dataclass(frozen=True)
