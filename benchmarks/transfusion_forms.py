@@ -29,9 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100, help="of each noise")
     parser.add_argument("--method", default="transfusion", help="transfusion or one of its ablations")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--width", type=int, default=32)
     options = parser.parse_args()
+    size = options.layers, options.width
     print("| noise | form | objective | wins | found |\n|---|---|---|---|---|")
-    found = {noise: measured(options.method, noise, options.pairs) for noise in NOISES}
+    found = {noise: measured(options.method, noise, options.pairs, size) for noise in NOISES}
     for noise, one in found.items():
         show(str(noise), one)
     show("all", torch.cat(list(found.values())))
@@ -46,14 +49,15 @@ def show(label: str, found: torch.Tensor) -> None:
         print(f"| {label} | {form} | {mean:.4f} | {wins} | {share:.3f} |", flush=True)
 
 
-def measured(method: str, noise: float, pairs: int) -> torch.Tensor:
+def measured(method: str, noise: float, pairs: int, size: tuple[int, int]) -> torch.Tensor:
     """(pairs, forms, [objective relative to the planted order's, share of units found])."""
-    return torch.tensor([of_pair(method, noise, seed) for seed in range(pairs)], dtype=torch.float64)
+    return torch.tensor([of_pair(method, noise, seed, size) for seed in range(pairs)], dtype=torch.float64)
 
 
-def of_pair(method: str, noise: float, seed: int) -> list[tuple[float, float]]:
+def of_pair(method: str, noise: float, seed: int, size: tuple[int, int]) -> list[tuple[float, float]]:
     generator = torch.Generator().manual_seed(seed)
-    source, target, truth = planted_pair(vit_state(generator, 3, 32, 64), method, noise, generator)
+    layers, width = size
+    source, target, truth = planted_pair(vit_state(generator, layers, width, 2 * width), method, noise, generator)
     form = transfuse.METHODS[method].form
     models = open_models(source, target, config=CONFIG)
     evidence = weight_evidence(models, models.layout.with_ties(streams=form.streams, tie_qkv=form.tie_qkv), "cpu")
