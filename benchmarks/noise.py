@@ -21,6 +21,8 @@ from transfuse.maps.random import random_maps
 from transfuse.maps.transport import transport
 from transfuse.models.opening import open_models
 
+CONFIG = {"model_type": "vit", "num_attention_heads": 4, "hidden_act": "gelu"}
+State = dict[str, torch.Tensor]
 NOISES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 EARLIER = {"tied": {1.0: 1.0, 1.5: 1.0, 2.0: 0.92}, "transfusion": {1.0: 0.75, 1.5: 0.35, 2.0: 0.18}}
 
@@ -46,10 +48,15 @@ def main() -> None:
 def recovered(method: str, noise: float, seed: int) -> tuple[float, float, float]:
     """Shares of (stream indices, heads, heads by spectra alone) that equal the planted ones."""
     generator = torch.Generator().manual_seed(seed)
-    config = {"model_type": "vit", "num_attention_heads": 4, "hidden_act": "gelu"}
-    source = vit_state(generator)
+    source, target, truth = planted_pair(vit_state(generator), method, noise, generator)
+    maps = transfuse.match(source, target, method=method, config=CONFIG, null_trials=0)
+    return shares(maps, truth)
+
+
+def planted_pair(source: State, method: str, noise: float, generator: torch.Generator) -> tuple[State, State, dict]:
+    """A ViT, the same in another order plus noise, and that order as maps of a method's form."""
     row = transfuse.METHODS[method]
-    models = open_models(source, source, config=config)
+    models = open_models(source, source, config=CONFIG)
     layout = models.layout.with_ties(streams=row.form.streams, tie_qkv=row.form.tie_qkv)
     truth = random_maps(models.layout.with_ties(tie_qkv=row.form.tie_qkv), generator)
     if row.form.streams == "junction":  # one order at every junction: what a real pair of checkpoints can have
@@ -57,8 +64,7 @@ def recovered(method: str, noise: float, seed: int) -> tuple[float, float, float
     target = {name: transport(t, layout.params[name], truth) for name, t in source.items()}
     for name, t in target.items():
         target[name] = t + noise * t.std(correction=0) * torch.randn(t.shape, generator=generator)
-    maps = transfuse.match(source, target, method=method, config=config, null_trials=0)
-    return shares(maps, truth)
+    return source, target, truth
 
 
 def shares(maps: Maps, truth: dict) -> tuple[float, float, float]:
@@ -74,9 +80,7 @@ def shares(maps: Maps, truth: dict) -> tuple[float, float, float]:
     return tuple(float(torch.stack(one).mean()) for one in (streams, heads, spectral))
 
 
-def vit_state(
-    generator: torch.Generator, layers: int = 4, width: int = 64, hidden: int = 256
-) -> dict[str, torch.Tensor]:
+def vit_state(generator: torch.Generator, layers: int = 4, width: int = 64, hidden: int = 256) -> State:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.05
 

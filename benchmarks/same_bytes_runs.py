@@ -71,7 +71,7 @@ _OPTIONS: dict[str, Sequence[str]] = {
     "option/split-qkv": [_port("vit", "moved", "--method transfusion --split-qkv")],
     "option/tie-qkv": [_port("vit", "moved", "--method tied --tie-qkv")],
     "option/restarts": [_port("vit", "moved", "--method tied --restarts 2 --seed 3")],
-    "option/spectra-output": [_port("vit", "moved", "--method transfusion --spectra-output")],
+    "option/paper-form": [_port("vit", "moved", "--method transfusion --paper-form")],
     "option/max-sweeps": [_port("bert", "moved", "--method transfusion --max-sweeps 1 --null-trials 2")],
     "option/no-verify": [_port("bert", "moved", "--method tied --no-verify --null-trials 0")],
     "option/double": [_port("bert", "moved", "--method tied --double --seed 1")],

@@ -1,7 +1,8 @@
 """TransFusion's matching as a plain loop, written from the paper (Rinaldi et al. 2025) and from nothing else.
 
-The oracle of `transfuse.match(method="transfusion")` for a ViT of transformers. Every tensor is seen as a matrix whose
-rows and columns belong to spaces; every map is a dense permutation matrix; nothing is cached and nothing is clever.
+The oracle of `transfuse.match(method="transfusion")` for a ViT of transformers, in both its forms. Every tensor is seen
+as a matrix whose rows and columns belong to spaces; every map is a dense permutation matrix; nothing is cached and
+nothing is clever.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ class Found:
     objective: list[float]
 
 
-def plain_transfusion(source: Weights, target: Weights, layers: int, heads: int) -> Found:
-    """Algorithm 1: coordinate ascent in the order of the forward pass until nothing improves."""
+def plain_transfusion(source: Weights, target: Weights, layers: int, heads: int, *, paper_form: bool) -> Found:
+    """Algorithm 1: coordinate ascent in the order of the forward pass until nothing improves.
+
+    Args:
+        paper_form: eq. 7 to 9 as they are printed; else the output projection counts where q, k and v do.
+    """
     tensors = vit_tensors(layers)
     a, b = as_matrices(source, tensors), as_matrices(target, tensors)
-    orders = [match_heads(a, b, layer, heads) for layer in range(layers)]  # eq. 7 and 8, once
+    orders = [match_heads(a, b, layer, heads, paper_form) for layer in range(layers)]  # eq. 7 and 8, once
     maps: Weights = {}
     for name, rows, columns in tensors:
         for space, size in ((rows, a[name].shape[0]), (columns, a[name].shape[1])):
@@ -47,7 +52,8 @@ def plain_transfusion(source: Weights, target: Weights, layers: int, heads: int)
         improved = False
         for space in forward_order(layers):
             if space.startswith("heads"):
-                proposal = inside_heads(a, b, maps, int(space.split(".")[1]), orders[int(space.split(".")[1])])
+                layer = int(space.split(".")[1])
+                proposal = inside_heads(a, b, maps, layer, orders[layer], paper_form)
             else:
                 proposal = git_rebasin_step(a, b, maps, tensors, space)
             before, after = total(a, b, maps, tensors), total(a, b, {**maps, space: proposal}, tensors)
@@ -134,22 +140,26 @@ def blocks(matrix: Matrix, heads: int) -> list[Matrix]:
     return np.split(matrix, heads)
 
 
-def match_heads(a: Weights, b: Weights, layer: int, heads: int) -> list[int]:
+def match_heads(a: Weights, b: Weights, layer: int, heads: int, paper_form: bool) -> list[int]:
     """P_inter: the source head of every target head, by distances of sorted singular values (eq. 7, 8)."""
     distance = np.zeros((heads, heads))
-    for projection in ("query", "key", "value"):
-        name = f"vit.encoder.layer.{layer}.attention.attention.{projection}.weight"
-        spectra_a = [np.linalg.svd(block, compute_uv=False) for block in blocks(a[name], heads)]
-        spectra_b = [np.linalg.svd(block, compute_uv=False) for block in blocks(b[name], heads)]
+    at = f"vit.encoder.layer.{layer}.attention"
+    pairs = [(a[name], b[name]) for name in (f"{at}.attention.{one}.weight" for one in ("query", "key", "value"))]
+    if not paper_form:  # heads lie in its columns
+        pairs.append((a[f"{at}.output.dense.weight"].T, b[f"{at}.output.dense.weight"].T))
+    for one, other in pairs:
+        spectra_a = [np.linalg.svd(block, compute_uv=False) for block in blocks(one, heads)]
+        spectra_b = [np.linalg.svd(block, compute_uv=False) for block in blocks(other, heads)]
         for i in range(heads):
             for j in range(heads):
                 distance[i, j] += np.linalg.norm(spectra_b[i] - spectra_a[j])
     return best(-distance).argmax(1).tolist()
 
 
-def inside_heads(a: Weights, b: Weights, maps: Weights, layer: int, order: list[int]) -> Matrix:
+def inside_heads(a: Weights, b: Weights, maps: Weights, layer: int, order: list[int], paper_form: bool) -> Matrix:
     """P_attn: one permutation inside each matched pair of heads for q, k and v together (eq. 9, 24)."""
-    incoming = maps[f"stream.{2 * layer}"]
+    incoming, outgoing = maps[f"stream.{2 * layer}"], maps[f"stream.{2 * layer + 1}"]
+    output = f"vit.encoder.layer.{layer}.attention.output.dense.weight"
     inner = []
     for i, j in enumerate(order):
         scores = 0
@@ -158,6 +168,9 @@ def inside_heads(a: Weights, b: Weights, maps: Weights, layer: int, order: list[
             weight_b, weight_a = blocks(b[f"{name}.weight"], len(order))[i], blocks(a[f"{name}.weight"], len(order))[j]
             bias_b, bias_a = blocks(b[f"{name}.bias"], len(order))[i], blocks(a[f"{name}.bias"], len(order))[j]
             scores = scores + weight_b @ (weight_a @ incoming.T).T + bias_b @ bias_a.T
+        if not paper_form:
+            weight_b, weight_a = (blocks(one[output].T, len(order))[k] for one, k in ((b, i), (a, j)))
+            scores = scores + weight_b @ (weight_a @ outgoing.T).T
         inner.append(best(np.asarray(scores)))
     return compose_heads(order, inner)
 

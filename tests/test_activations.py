@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import (
+    BertForMaskedLM,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import transfuse
 from families import CASES, Case, Transformers
-from tiny import bert, fine_tuned, save, vit
+from tiny import as_models, bert, clip, fine_tuned, randomise, save, vit
 from tiny_data import prepared
 from transfuse import InputError, Maps
 from transfuse.evidence.activations import collect, scores_of
@@ -33,6 +42,15 @@ from transfuse.spaces.layout import Layout, Space, tower_of
 from transfuse.update import functional
 
 DRAWN = Inputs("synthetic", count=64)
+T5: dict[str, Any] = {
+    "vocab_size": 31,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "tie_word_embeddings": False,
+}
 NAMES = (
     "BertForMaskedLM",
     "BertForSequenceClassification",
@@ -402,6 +420,68 @@ def test_theseus_is_procrustes_at_both_ends_of_every_module(tmp_path: Path) -> N
         bias = name.replace(".weight", ".bias")
         tau = (models.tuned.tensor(bias) - models.source.tensor(bias)).numpy()
         np.testing.assert_allclose(result.tensors.update.of(bias), maps["out"] @ tau, atol=1e-12)
+    layer = "encoder.layer.0"
+    readers = {"layernorm_before": "attention.attention.query", "layernorm_after": "intermediate.dense"}
+    norms = {f"{layer}.{norm}": f"{layer}.{reader}" for norm, reader in readers.items()} | {"layernorm": "classifier"}
+    for norm, reader in norms.items():  # moved as what the norm gives is
+        inward = result.maps[f"{reader}:in"]
+        assert inward is not None
+        for name in (f"{norm}.weight", f"{norm}.bias"):
+            tau = (models.tuned.tensor(name) - models.source.tensor(name)).numpy()
+            np.testing.assert_allclose(result.tensors.update.of(name), inward.matrix().numpy() @ tau, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower"), [(CLIPVisionModelWithProjection, "vision"), (CLIPTextModelWithProjection, "text")]
+)
+def test_theseus_maps_a_joint_embedding(tmp_path: Path, kind: Any, tower: str) -> None:
+    """Target embeds like source, turned by a rotation: the task vector of its projection has to turn, too."""
+    config = getattr(clip(CLIPModel, 0).config, f"{tower}_config")
+    config.projection_dim = 12
+    source, target = (randomise(kind(config).double(), 0) for _ in range(2))
+    tuned, projection = fine_tuned(source), f"{tower.replace('vision', 'visual')}_projection"
+    rotation = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    with torch.no_grad():
+        target.get_submodule(projection).weight.copy_(rotation @ source.get_submodule(projection).weight)
+    places = [save(one, tmp_path / str(i)) for i, one in enumerate((source, tuned, target))]
+    result = transfuse.port(*places, method="theseus", inputs=DRAWN)
+    weights = [one.get_submodule(projection).weight.detach() for one in (tuned, source)]
+    added, right = result.tensors.update.of(f"{projection}.weight"), rotation @ (weights[0] - weights[1])
+    assert float((added * right).sum() / added.norm() / right.norm()) > 0.99
+
+
+def test_norms_move_with_what_reads_them() -> None:
+    """By module: of a decoder, of two towers with a joint embedding, and behind the sum as before it."""
+    for model, expected in (
+        (
+            clip(CLIPModel, 0),
+            {
+                "vision_model.pre_layrnorm.weight": "vision.stream.0",
+                "vision_model.encoder.layers.1.layer_norm2.bias": "vision_model.encoder.layers.1.mlp.fc1:in",
+                "vision_model.post_layernorm.weight": "visual_projection:in",
+                "text_model.final_layer_norm.bias": "text_projection:in",
+            },
+        ),
+        (
+            bert(BertForMaskedLM),
+            {
+                "encoder.layer.0.attention.output.LayerNorm.weight": "encoder.layer.0.intermediate.dense:in",
+                "encoder.layer.1.output.LayerNorm.bias": "cls.predictions.transform.dense:in",
+            },
+        ),
+        (
+            randomise(T5ForConditionalGeneration(T5Config(**T5)).double(), 0),
+            {
+                "decoder.block.0.layer.0.layer_norm.weight": "decoder.block.0.layer.0.SelfAttention.*:in",
+                "decoder.block.0.layer.1.layer_norm.weight": "decoder.block.0.layer.1.EncDecAttention.q:in",
+                "encoder.final_layer_norm.weight": "decoder.block.*.layer.1.EncDecAttention.*:in",
+            },
+        ),
+    ):
+        params = as_models(model).layout.with_ties(streams="module").params
+        for name, space in expected.items():
+            (found,) = params[name].spaces
+            assert fnmatch(found, space), name
 
 
 def test_a_seen_module_that_adds_to_nothing_gives_what_it_gives() -> None:

@@ -110,7 +110,7 @@ MATCH_KEYS = {
 DELTA_KEYS = {"changed", "relative_norm", "verdict", "parts.*"}
 EQUIVALENCE_KEYS = {"checked", "dtype", "error", "outputs", "passed", "reason", "stock"}
 FACT_KEYS = {"*.activation", "*.heads", "*.layers", "*.norm"}
-OPTION_KEYS = {"device", "keep_embeddings", "max_sweeps", "restarts", "ridge", "seed", "spectra_output", "tie_qkv"}
+OPTION_KEYS = {"device", "keep_embeddings", "max_sweeps", "paper_form", "restarts", "ridge", "seed", "tie_qkv"}
 MODEL_KEYS = {"architectures", "dtypes.*", "files", "kind", "location", "parameters", "tensors", "tied", "vocabulary"}
 ABOUT_KEYS = (
     {"alpha", "carried", "dropped", "family", "method", "out", "summary", "tensors.*", "transfuse", "warnings"}
@@ -120,8 +120,8 @@ ABOUT_KEYS = (
     | {f"models.{role}.{key}" for role in ("source", "tuned", "target") for key in ("location", "fingerprint")}
 )
 METHOD_KEYS = {
-    "control", "evidence", "exact", "exportable", "group", "heads", "name", "paper", "paper_heads", "skips", "solver",
-    "start", "streams", "summary", "tie_qkv", "transport",
+    "control", "evidence", "exact", "exportable", "group", "heads", "name", "paper", "skips", "solver", "start",
+    "streams", "summary", "tie_qkv", "transport",
 }  # fmt: skip
 
 
@@ -249,12 +249,12 @@ def test_maps_bring_their_method(three: tuple[str, str, str], tmp_path: Path) ->
 def test_options_reach_the_library(three: tuple[str, str, str], tmp_path: Path) -> None:
     report = as_json(
         "port", *three, "-o", tmp_path / "out", "--method", "tied", "--alpha", "0.25", "--seed", "3", "--restarts", "1",
-        "--max-sweeps", "7", "--tie-qkv", "--spectra-output", "--no-verify", "--null-trials", "1",
+        "--max-sweeps", "7", "--tie-qkv", "--paper-form", "--no-verify", "--null-trials", "1",
     )  # fmt: skip
     assert report["alpha"] == 0.25 and report["equivalence"] is None and "loads" not in report
     assert report["options"] == {
         "device": "cpu", "keep_embeddings": False, "max_sweeps": 7, "restarts": 1, "ridge": None, "seed": 3,
-        "spectra_output": True, "tie_qkv": True,
+        "paper_form": True, "tie_qkv": True,
     }  # fmt: skip
     assert len(report["relation"]["null"]["model"]["entries"]) == 1
 

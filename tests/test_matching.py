@@ -85,13 +85,14 @@ def evidence_of(source: State, target: State, config: dict[str, Any], **ties: An
 
 @pytest.mark.parametrize(("layers", "width"), [(2, 16), (3, 24)])
 @pytest.mark.parametrize("noise", [None, 0.0, 0.3, 1.0])
-def test_transfusion_is_the_plain_loop(layers: int, width: int, noise: float | None) -> None:
+@pytest.mark.parametrize("paper_form", [False, True])
+def test_transfusion_is_the_plain_loop(layers: int, width: int, noise: float | None, paper_form: bool) -> None:
     source = vit(seed=3, num_hidden_layers=layers, hidden_size=width)
     # None: an independent model, whose best permutations are all nearly as good as others, but never tied.
     target = vit(seed=4, num_hidden_layers=layers, hidden_size=width) if noise is None else planted(source, 5, noise)[0]
     one, other = state_of(source), state_of(target)
-    found = match(one, other, method="transfusion", config=source.config.to_dict())
-    expected = plain_transfusion(arrays(one), arrays(other), layers=layers, heads=4)
+    found = match(one, other, method="transfusion", paper_form=paper_form, config=source.config.to_dict())
+    expected = plain_transfusion(arrays(one), arrays(other), layers=layers, heads=4, paper_form=paper_form)
     assert {space.split("/")[0] for space in found.spaces} == expected.index.keys()
     for space, map_ in found.spaces.items():
         assert index(map_) == expected.index[space.split("/")[0]], space
@@ -147,7 +148,7 @@ def test_spectral_heads_find_planted_heads(seed: int, count: int, width: int) ->
 
 
 def test_spectra_of_the_output_projection_change_the_start_only() -> None:
-    """Heads differ in their output projection alone, so only the authors' variant can tell them apart at the start."""
+    """Heads differ in their output projection alone, so only spectra with it can tell them apart at the start."""
     state = reference(0, SMALL)
     for name in "qkv":  # every head's block is the first one: the paper's spectra are all the same
         weight = state[f"layers.0.{name}.weight"]
@@ -158,11 +159,11 @@ def test_spectra_of_the_output_projection_change_the_start_only() -> None:
     assert isinstance(heads, PerHead)
     start = {}
     for output in (True, False):
-        climb = Climb(evidence, CoordinateAscent(start="identity", spectra_output=output))
+        climb = Climb(evidence, CoordinateAscent(start="identity", paper_form=not output))
         climb.set_start(climb.groups())
         start[output] = climb.spectral["heads.0"].tolist()
     assert start[True] == heads.heads.index.tolist() != start[False]
-    found = {output: match(state, target, spectra_output=output, config=SMALL.as_dict()) for output in (True, False)}
+    found = {output: match(state, target, paper_form=not output, config=SMALL.as_dict()) for output in (True, False)}
     assert found[True].report["heads"]["heads.0"]["spectral"] == start[True]
     assert found[False].report["heads"]["heads.0"]["spectral"] == start[False]
     for one in found.values():  # the exact step finds the heads from either start
@@ -260,14 +261,52 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path, method: str) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_another_seed_is_another_order_of_restarts() -> None:
-    source, target = reference(0), reference(1)
-    evidence = evidence_of(source, target, CONFIG.as_dict())
-    groups = [Climb(evidence, CoordinateAscent(), order).groups() for order in (None, 1, 1, 2)]
-    assert groups[1] == groups[2] != groups[3]
-    assert sorted(groups[0]) == sorted(groups[1]) and groups[0] != groups[1]
+def test_a_restart_sweeps_in_another_order_every_time() -> None:
+    evidence = evidence_of(reference(0), reference(1), CONFIG.as_dict())
+    first = Climb(evidence, CoordinateAscent())
+    groups = first.groups()
     expected = ["stream", "heads.0", "mlp.0", "heads.1", "mlp.1", "heads.2", "mlp.2"]
-    assert [group[0].split("/")[0] for group in groups[0]] == expected  # the order of the forward pass
+    assert [group[0].split("/")[0] for group in groups] == expected  # the order of the forward pass
+    assert first.shuffled(groups) == groups
+    orders = []
+    for seed in (1, 1, 2):
+        climb = Climb(evidence, CoordinateAscent(), torch.Generator().manual_seed(seed))
+        orders.append([climb.shuffled(groups) for _ in range(3)])
+    assert orders[0] == orders[1] != orders[2]
+    for order in orders[0]:
+        assert sorted(order) == sorted(groups) and order != groups and orders[0].count(order) == 1
+
+
+def test_a_restart_keeps_part_of_the_best_maps() -> None:
+    evidence = evidence_of(reference(0), reference(1), CONFIG.as_dict())
+    best = Climb(evidence, CoordinateAscent()).run()
+    shares = []
+    for seed in range(20):
+        climb = Climb(evidence, CoordinateAscent(heads="in-order"), torch.Generator().manual_seed(seed), best)
+        assert climb.generator is not None
+        climb.set_restart(climb.groups(), climb.generator)
+        assert climb.maps.keys() == best.keys()
+        for name, one in climb.maps.items():  # where heads are never matched, they are not shuffled either
+            if isinstance(one, PerHead) and isinstance(old := best[name], PerHead):
+                assert one.heads.index.tolist() == old.heads.index.tolist()
+        shares.append(sum(climb.maps[name] is best[name] for name in best) / len(best))
+    assert 0.5 < sum(shares) / len(shares) < 0.85 and min(shares) < 0.5
+
+
+@pytest.mark.parametrize(("method", "noise"), [("transfusion", 1.0), ("orthogonal", 2.0), ("tied", None)])
+def test_restarts_find_more_where_the_first_climb_gets_stuck(method: str, noise: float | None) -> None:
+    """On planted targets near the noise at which a method loses its way (None: an independent target)."""
+    gains = []
+    for seed in range(6):
+        source = reference(seed, SMALL)
+        planted_one = planted_reference(source, seed + 1, noise or 0.0, SMALL)[0]
+        target = planted_one if noise else reference(seed + 50, SMALL)
+        before, after = (
+            match(source, target, method=method, config=SMALL.as_dict(), null_trials=0, restarts=n).report["objective"]
+            for n in (0, 4)
+        )
+        gains.append(after[-1] / before[-1] - 1)
+    assert min(gains) >= 0 and sum(gain > 1e-3 for gain in gains) >= 3 and max(gains) > 0.01, gains
 
 
 @pytest.mark.parametrize("method", ["tied", "transfusion"])

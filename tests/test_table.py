@@ -31,23 +31,23 @@ SOURCES = Path(transfuse.__file__).parent
 
 # Results are compared by these descriptions, so they stay what they are.
 DESCRIBED = """
-name                   evidence    group       solver     heads         streams  tie_qkv start    paper_heads skips  transport control exact exportable
-naive                  none        identity    -          -             tied     no      identity no          stock  maps      no      yes   yes
-random                 none        identity    -          -             tied     no      identity no          stock  maps      yes     yes   yes
-git-rebasin            weights     permutation ascent     flat          tied     yes     identity no          stock  maps      no      no    no
-ot                     weights     coupling    sinkhorn   flat          junction no      identity no          stock  maps      no      no    no
-ot-hard                weights     coupling    emd        flat          junction no      identity no          stock  maps      no      no    no
-transfusion            weights     permutation ascent     spectral      junction yes     identity yes         mapped maps      no      yes   no
-brute-force            weights     permutation ascent     inner-product junction yes     identity yes         mapped maps      no      yes   no
-no-attention-alignment weights     permutation ascent     in-order      junction yes     identity yes         mapped maps      no      yes   no
-no-residual            weights     permutation ascent     spectral      junction yes     identity yes         stock  maps      no      no    no
-tied                   weights     permutation ascent     inner-product tied     no      anchored no          stock  maps      no      yes   yes
-orthogonal             weights     orthogonal  ascent     inner-product tied     no      anchored no          stock  maps      no      yes   yes
-activation             activations orthogonal  procrustes inner-product tied     no      -        no          stock  maps      no      yes   yes
-activation-permutation activations permutation procrustes inner-product tied     no      -        no          stock  maps      no      yes   yes
-theseus                activations rotation    procrustes -             module   no      -        no          stock  maps      no      no    no
-functional             activations rotation    procrustes inner-product junction no      -        no          stock  fit       no      no    no
-distillation           activations identity    -          -             tied     no      -        no          stock  train     no      no    no
+name                   evidence    group       solver     heads         streams  tie_qkv start    skips  transport control exact exportable
+naive                  none        identity    -          -             tied     no      identity stock  maps      no      yes   yes
+random                 none        identity    -          -             tied     no      identity stock  maps      yes     yes   yes
+git-rebasin            weights     permutation ascent     flat          tied     yes     identity stock  maps      no      no    no
+ot                     weights     coupling    sinkhorn   flat          junction no      identity stock  maps      no      no    no
+ot-hard                weights     coupling    emd        flat          junction no      identity stock  maps      no      no    no
+transfusion            weights     permutation ascent     spectral      junction yes     identity mapped maps      no      yes   no
+brute-force            weights     permutation ascent     inner-product junction yes     identity mapped maps      no      yes   no
+no-attention-alignment weights     permutation ascent     in-order      junction yes     identity mapped maps      no      yes   no
+no-residual            weights     permutation ascent     spectral      junction yes     identity stock  maps      no      no    no
+tied                   weights     permutation ascent     inner-product tied     no      anchored stock  maps      no      yes   yes
+orthogonal             weights     orthogonal  ascent     inner-product tied     no      anchored stock  maps      no      yes   yes
+activation             activations orthogonal  procrustes inner-product tied     no      -        stock  maps      no      yes   yes
+activation-permutation activations permutation procrustes inner-product tied     no      -        stock  maps      no      yes   yes
+theseus                activations rotation    procrustes -             module   no      -        stock  maps      no      no    no
+functional             activations rotation    procrustes inner-product junction no      -        stock  fit       no      no    no
+distillation           activations identity    -          -             tied     no      -        stock  train     no      no    no
 """  # noqa: E501
 
 

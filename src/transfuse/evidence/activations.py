@@ -230,7 +230,7 @@ def _activations(
     """
     site = sites[0]
     axes = form.params[site.name]
-    if embeds(form, site.name):
+    if site.name in form.embeddings:
         yield site.name, (target.y, source.y)
     sizes = {name: space.size for name, space in form.spaces.items()}
     for dim, axis in enumerate(axes.dims or ()):
@@ -248,8 +248,3 @@ def _activations(
     carries = target.carry, source.carry
     if begins and site.carried in form.spaces and carries[0] is not None and carries[1] is not None:
         yield str(site.carried), (carries[0], carries[1])
-
-
-def embeds(form: Layout, name: str) -> bool:
-    """Whether a module gives a joint embedding: public, but in coordinates of each model's own (CLIP's projections)."""
-    return name.split(".")[-2].endswith("_projection") and not form.params[name].outputs_only().spaces

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..spaces.axes import Axes, AxisError, parse_axes
-from ..spaces.layout import GROUPS, TOWERS, Layout, Space, forward_position, tower_of
+from ..spaces.layout import GROUPS, TOWERS, Layout, Space, forward_position, is_linear, tower_of
 from .table import Family, Lookup, Row, Tower, with_tower
 
 
@@ -113,6 +113,7 @@ class _Binder:
             outputs=self.outputs(),
             facts=facts,
             roles={name: found.role for name, found in matched.items() if found.role} | self.output_roles(),
+            embeddings=self.embeddings(params),
             ties=self.ties,
         )
 
@@ -254,6 +255,12 @@ class _Binder:
     def space(self, name: str, facts: Mapping[str, Mapping[str, Any]]) -> Space:
         root = re.split(r"[/.]", name.removeprefix(f"{tower_of(name)}.").split("/")[-1])[0]
         return Space(name, self.sizes[name], _heads_of(name, facts), GROUPS.get(root, "permutation"))
+
+    def embeddings(self, params: Mapping[str, Axes]) -> dict[str, int]:
+        """Weights of modules that give a joint embedding -> its width."""
+        found = [(name, axes) for name, axes in params.items() if name.endswith("_projection.weight")]
+        public = {name: axes for name, axes in found if is_linear(name, axes) and not axes.outputs_only().spaces}
+        return {name: self.shapes[name][1 - next(iter(axes.inputs))] for name, axes in public.items()}
 
     def outputs(self) -> dict[str, Axes]:
         found = {}

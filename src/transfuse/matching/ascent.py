@@ -6,19 +6,20 @@ Algorithm 1 of Rinaldi et al. 2025, and Ainsworth et al. 2023 before it:
     anchored start: for every s in the order of the run:
         T[s] <- argmax <M, T> over the group of s, M from what both models share and the spaces set before
     repeat, until a sweep changes nothing:
-        for every s (those that share heads at once; in the order of the run, or a random one):
+        for every s (those that share heads at once; in the order of the run):
             if a map that M depends on moved since s was last tried:
                 M <- sum over the tensors p that hold s of <target_p, T source_p> without T[s]       (size, size)
                 P <- argmax <M, T> over the group of s: assignment, Procrustes, or heads and then insides of heads
                 if F(T with P) > F(T): T[s] <- P
 
-A step is taken only if it raises F, so F never falls. Of several climbs in different orders the best is taken.
+A step is taken only if it raises F, so F never falls in a climb. Restarts are an iterated local search (Lourenço et al.
+2003): each climbs from the best maps so far, a random part of them drawn anew, and sweeps in another order every time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from ..errors import TransfuseError
 from ..maps.algebra import Map, Orthogonal, PerHead, Permutation
+from ..maps.random import random_maps, tensor_generator
 from ..spaces.layout import forward_position
 from .assignment import best_permutation, permutation_score
 from .heads import head_blocks, identity_heads, inner_maps, joint_heads, spectral_heads
@@ -41,6 +43,7 @@ TOLERANCE = 1e-7  # of the size of the products: below it a gain is rounding
 # Rotations improve by ever less and never stop; a planted one is found in two sweeps, and a relative gain of this much
 # a sweep moves no accuracy.
 ENOUGH = 1e-3
+DRAWN = 1 / 3  # of the maps, on average, a restart draws anew; between 0.2 and 0.5 it matters little
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,30 @@ class CoordinateAscent:
             "in-order": never matched. "flat": the layout knows no heads.
         start: "identity" (the paper's) or "anchored": every space is first set from what both models share without
             knowing other maps (embeddings, biases, norms, heads), then from spaces set before it.
-        paper_heads: the inner step sees only q, k, v (eq. 9), not the output projection.
-        spectra_output: the output projection's blocks count in the spectra (the authors' code; the paper: no).
+        paper_form: spectra and the step inside heads see q, k and v alone, as in eq. 7 to 9; else they see the output
+            projection, too, as in the authors' code, and a step inside heads is one of the whole objective.
         max_sweeps: sweeps at most.
-        orders: one climb for each: None for the order of the forward pass, else a seed for a random one.
+        restarts: further climbs.
+        seed: of restarts, each of which has a generator of its own.
     """
 
     group: str = "permutation"
     heads: str = "inner-product"
     start: str = "anchored"
-    paper_heads: bool = False
-    spectra_output: bool = False
+    paper_form: bool = False
     max_sweeps: int = 100
-    orders: tuple[int | None, ...] = (None,)
+    restarts: int = 0
+    seed: int = 0
 
     def solve(self, evidence: CrossMoments, *, progress: bool = False) -> Solution:
         """The best of all climbs, by objective; the first of equals."""
-        climbs = [Climb(evidence, self, order) for order in self.orders]
-        for one in climbs:
+        best = first = Climb(evidence, self)
+        first.run(progress=progress)
+        for number in range(self.restarts):
+            one = Climb(evidence, self, tensor_generator(self.seed, f"restart {number}"), best.maps)
             one.run(progress=progress)
-        best = max(climbs, key=lambda one: one.objective[-1])
-        return Solution(best.maps, best.objective, best.converged, best.spectral)
+            best = max(best, one, key=lambda climb: climb.objective[-1])
+        return Solution(best.maps, best.objective, best.converged, first.spectral)
 
 
 @dataclass
@@ -81,7 +87,8 @@ class Climb:
     """The state of one climb; `run` gives the maps.
 
     Attributes:
-        order: of the steps; see `CoordinateAscent`.
+        generator: of a restart; without one the first climb, in the order of the forward pass.
+        origin: maps that a restart sets out from.
         maps: space -> its present map.
         objective: F at the start and after every sweep.
         converged: whether the last sweep changed nothing.
@@ -90,7 +97,8 @@ class Climb:
 
     evidence: CrossMoments
     options: CoordinateAscent
-    order: int | None = None
+    generator: torch.Generator | None = None
+    origin: Mapping[str, Map] = field(default_factory=dict)
     maps: dict[str, Map] = field(default_factory=dict)
     objective: list[float] = field(default_factory=list)
     converged: bool = False
@@ -101,12 +109,15 @@ class Climb:
     def run(self, *, progress: bool = False) -> dict[str, Map]:
         """Climbs until nothing improves; returns the maps of all spaces that move."""
         groups = self.groups()
-        self.set_start(groups)
+        if self.generator is None:
+            self.set_start(groups)
+        else:
+            self.set_restart(groups, self.generator)
         self.objective.append(self.evidence.value(self.maps))
         bar = tqdm(total=None, desc="matching", unit="step", disable=not progress)
         for _ in range(self.options.max_sweeps):
             moved = False
-            for group in groups:
+            for group in self.shuffled(groups):
                 moved |= self.step(group)
                 bar.update()
             gain = self.record()
@@ -117,19 +128,20 @@ class Climb:
         return self.maps
 
     def groups(self) -> list[tuple[str, ...]]:
-        """Spaces that are set together: those that share heads; every other one alone."""
+        """Spaces that are set together, in the order of the forward pass: those that share heads, every other alone."""
         moving = [s.name for s in self.evidence.layout.spaces.values() if s.moves and self.evidence.holders(s.name)]
         ordered = sorted(moving, key=forward_position)
         heads = {name: space.heads for name, space in self.evidence.layout.spaces.items()}
-        groups = [tuple(found) for _, found in groupby(ordered, key=lambda s: s.split("/")[0] if heads[s] else s)]
-        if self.order is not None:
-            shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.order))
-            groups = [groups[i] for i in shuffled.tolist()]
-        return groups
+        return [tuple(found) for _, found in groupby(ordered, key=lambda s: s.split("/")[0] if heads[s] else s)]
+
+    def shuffled(self, groups: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """The order of one sweep: in restarts another one every time."""
+        if self.generator is None:
+            return groups
+        return [groups[i] for i in torch.randperm(len(groups), generator=self.generator).tolist()]
 
     def set_start(self, groups: Iterable[tuple[str, ...]]) -> None:
         """Fills `maps`: heads by spectra, all else the identity; then anchored, if asked for."""
-        groups = sorted(groups, key=lambda group: forward_position(group[0]))
         for group in groups:
             self.set_identity(group)
         if self.options.start == "anchored":
@@ -137,6 +149,21 @@ class Climb:
             for group in groups:
                 self.step(group, known=known)
                 known |= frozenset(group)
+
+    def set_restart(self, groups: Iterable[tuple[str, ...]], generator: torch.Generator) -> None:
+        """Fills `maps`: those of `origin`, some drawn anew; heads that are never matched keep their order."""
+        self.maps = dict(self.origin)
+        self._versions = dict.fromkeys(self.maps, 0)
+        kind = "rotation" if self.options.group == "orthogonal" else "permutation"
+        drawn = random_maps(self.evidence.layout, generator, group=kind)
+        for group in groups:
+            if float(torch.rand((), generator=generator)) >= DRAWN:
+                continue
+            for space in group:
+                found, old = drawn[space], self.maps[space]
+                if self.options.heads == "in-order" and isinstance(found, PerHead) and isinstance(old, PerHead):
+                    found = PerHead(old.heads, found.inner)
+                self.maps[space] = found
 
     def set_identity(self, group: tuple[str, ...]) -> None:
         for space in group:
@@ -151,7 +178,7 @@ class Climb:
     def heads_by_spectra(self, group: tuple[str, ...], count: int) -> Tensor:
         key = group[0].split("/")[0]
         if key not in self.spectral:
-            pairs = [self.evidence.spectra(space, output=self.options.spectra_output) for space in group]
+            pairs = [self.evidence.spectra(space, output=not self.options.paper_form) for space in group]
             target, source = ([one for pair in pairs for one in pair[side]] for side in (0, 1))
             self.spectral[key] = spectral_heads(target, source) if target else torch.arange(count)
         return self.spectral[key]
@@ -187,7 +214,7 @@ class Climb:
         first = self.maps[group[0]]
         if not isinstance(first, PerHead):
             return {group[0]: self.best(group[0], scores[group[0]])}
-        if self.options.paper_heads:
+        if self.options.paper_form:
             scores = {space: self.evidence.cross(space, self.maps, known=known, rows=True) for space in group}
         if self.options.heads in ("spectral", "in-order"):
             return {space: inner_maps(one, first.heads.index, self.options.group) for space, one in scores.items()}

@@ -152,7 +152,7 @@ def recorded(match: Match, change: Change, run: Run, *, tie_qkv: bool) -> dict[s
     """The options that maps files and reports record; `tie_qkv` as it was in the end."""
     return {
         "tie_qkv": tie_qkv,
-        "spectra_output": match.spectra_output,
+        "paper_form": match.paper_form,
         "max_sweeps": match.max_sweeps,
         "restarts": match.restarts,
         "ridge": change.ridge,

@@ -107,7 +107,6 @@ class Method:
             "streams": self.form.streams,
             "tie_qkv": self.form.tie_qkv,
             "start": "-" if self.evidence.needs_inputs else solver["start"],  # a climb alone starts somewhere
-            "paper_heads": solver["paper_heads"],
             "skips": self.form.skips,
             "transport": self.update.transport,
             "control": self.update.is_control,

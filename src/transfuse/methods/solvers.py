@@ -43,7 +43,7 @@ class Solver(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """`group`, `solver`, `start` and `paper_heads`, as in the description of a method."""
+        """`group`, `solver` and `start`, as in the description of a method."""
 
     @property
     def any_shape(self) -> bool:
@@ -80,7 +80,7 @@ class NoMaps(Solver):
         return Solution({})
 
     def describe(self) -> dict[str, Any]:
-        return {"group": "identity", "solver": "-", "start": "identity", "paper_heads": False}
+        return {"group": "identity", "solver": "-", "start": "identity"}
 
     @property
     def any_shape(self) -> bool:
@@ -89,19 +89,17 @@ class NoMaps(Solver):
 
 @dataclass(frozen=True)
 class Ascent(Solver):
-    """Coordinate ascent; of several climbs (`restarts`, in random orders) the best.
+    """Coordinate ascent; of several climbs (`restarts`) the best.
 
     Attributes:
         group: "permutation", or "orthogonal": rotations where the layout allows them, permutations elsewhere.
         start: "identity", or "anchored" on what both models share before any map is known.
-        paper_heads: whether the step inside heads sees q, k, v only, as in the paper's eq. 9.
     """
 
     takes: ClassVar[tuple[type[Evidence], ...]] = (Weights,)
     heads: ClassVar[tuple[str, ...]] = ("spectral", "inner-product", "in-order", "flat")
     group: Literal["permutation", "orthogonal"] = "permutation"
     start: Literal["identity", "anchored"] = "anchored"
-    paper_heads: bool = False
 
     def solve(self, gathered: Any, form: Form, match: Match, run: Run) -> Solution:
         from ..matching.ascent import CoordinateAscent
@@ -110,15 +108,15 @@ class Ascent(Solver):
             group=self.group,
             heads=form.heads,
             start=self.start,
-            paper_heads=self.paper_heads,
-            spectra_output=match.spectra_output,
+            paper_form=match.paper_form,
             max_sweeps=match.max_sweeps,
-            orders=(None, *(run.seed + i for i in range(match.restarts))),
+            restarts=match.restarts,
+            seed=run.seed,
         )
         return solver.solve(gathered, progress=run.progress)
 
     def describe(self) -> dict[str, Any]:
-        return {"group": self.group, "solver": "ascent", "start": self.start, "paper_heads": self.paper_heads}
+        return {"group": self.group, "solver": "ascent", "start": self.start}
 
     @property
     def rotates(self) -> bool:
@@ -144,7 +142,7 @@ class Transport(Solver):
         return Couplings(self.plan).solve(gathered)
 
     def describe(self) -> dict[str, Any]:
-        return {"group": "coupling", "solver": self.plan, "start": "identity", "paper_heads": False}
+        return {"group": "coupling", "solver": self.plan, "start": "identity"}
 
     @property
     def keeps_function(self) -> bool:
@@ -172,7 +170,7 @@ class Procrustes(Solver):
         return BySpace(self.group, self.keep_spreads).solve(gathered)
 
     def describe(self) -> dict[str, Any]:
-        return {"group": self.group, "solver": "procrustes", "start": "identity", "paper_heads": False}
+        return {"group": self.group, "solver": "procrustes", "start": "identity"}
 
     @property
     def any_shape(self) -> bool:

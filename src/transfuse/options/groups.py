@@ -39,9 +39,10 @@ class Match(Group):
         maps: maps, or their file, from an earlier `match` of the same two bases; they bring their method along, so that
             "auto" is that one and another is an error.
         tie_qkv: one inner map for q, k and v of a head; None for the method's own choice.
-        spectra_output: the output projection counts in the spectra (the authors' code; the paper: no).
+        paper_form: heads and the units inside them are matched by q, k and v alone, as the equations of Rinaldi et al.
+            2025 say (7 to 9); else the output projection counts in both, as in the authors' code.
         max_sweeps: sweeps at most.
-        restarts: further climbs in random order; the best by objective is taken.
+        restarts: further climbs, each from the best maps so far, in part drawn anew; the best by objective is taken.
     """
 
     method: str = option(AUTO, "See `transfuse methods`; auto looks at models and inputs, takes one and says why.")
@@ -53,9 +54,9 @@ class Match(Group):
         flags="--tie-qkv/--split-qkv",
         expert=True,
     )
-    spectra_output: bool = option(False, "Head spectra include the output projection (authors' code).", expert=True)
+    paper_form: bool = option(False, "Match heads by q, k, v alone, as the paper's eq. 7 to 9 say.", expert=True)
     max_sweeps: int = option(100, "Sweeps of the ascent at most.", minimum=1, expert=True)
-    restarts: int = option(0, "Further climbs in random order; the best is taken.", minimum=0, expert=True)
+    restarts: int = option(0, "Further climbs from maps in part drawn anew; the best is taken.", minimum=0, expert=True)
 
 
 @dataclass(frozen=True)

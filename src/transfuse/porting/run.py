@@ -96,7 +96,7 @@ def carry(
 
 
 # Options that only say how maps are sought.
-_SEEKING = ("spectra_output", "max_sweeps", "restarts")
+_SEEKING = ("paper_form", "max_sweeps", "restarts")
 
 
 def _options(maps: Maps, own: Mapping[str, Any]) -> dict[str, Any]:

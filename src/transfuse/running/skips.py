@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from ..families.registry import FAMILIES
 from ..files.configs import Unavailable
 from ..maps.algebra import Identity, Map
 from ..spaces.axes import Axes
-from ..spaces.layout import TOWERS, Layout
+from ..spaces.layout import TOWERS, Layout, shared_path
 
 Skip = Map | Tensor
 """What a skip does to the stream: a map, or its matrix of shape (width, width)."""
@@ -169,12 +168,6 @@ def _writer(layout: Layout, known: Mapping[str, Axes], into: str, out: str) -> s
 def _of_role(layout: Layout, known: Mapping[str, Axes], junction: str, role: str) -> list[str]:
     space = layout.ties.get(junction, junction)
     return [name for name, axes in known.items() if layout.roles.get(name) == role and space in axes.spaces]
-
-
-def shared_path(one: str, other: str) -> int:
-    """How many modules, from the outermost on, two tensors are both in."""
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _inputs(axes: Axes) -> set[str | None]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..families.registry import FAMILIES
 from ..spaces.axes import parse_axes
-from ..spaces.layout import Layout, is_linear, tower_of
-from .skips import shared_path, sum_behind
+from ..spaces.layout import Layout, is_linear, shared_path, tower_of
+from .skips import sum_behind
 
 
 @dataclass(frozen=True)

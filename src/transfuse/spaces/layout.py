@@ -32,6 +32,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from .axes import UNMOVED, Axes, Axis, Part
@@ -82,6 +83,8 @@ class Layout:
         outputs: axes of the outputs that are not in public coordinates ("vision.pooler_output" where towers differ).
         facts: layers, heads, norm, activation by tower, for checks and reports.
         roles: tensor name, or name of an output, -> its role, where it has one.
+        embeddings: weights of modules that give a joint embedding (public, but in coordinates of each model's own, as
+            CLIP's projections) -> its width.
         ties: space that has no name of its own -> the one it is the same as (a decoder's first junction is the
             encoder's where they share the embeddings).
     """
@@ -92,6 +95,7 @@ class Layout:
     outputs: Mapping[str, Axes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    embeddings: Mapping[str, int] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
 
     def tied_stream(self, space: str) -> str:
@@ -113,7 +117,7 @@ class Layout:
             streams: "tied": one residual stream a tower (one for two that share their embeddings), exact in a stock
                 model. "junction": one at every residual sum, exact only with permuted skips (Rinaldi et al. 2025, eq.
                 12). "module": every linear module has an input and an output space of its own, so that maps need not
-                agree (Theseus); what is between modules keeps its junction.
+                agree (Theseus), a norm moves with what reads it; what is between modules keeps its junction.
             tie_qkv: one inner map for q, k and v of a head (the paper's), instead of one for q and k, one for v and o.
                 Where q and k are of another width than v there is no such map, and they keep one each.
             flat_heads: the units of all heads are one set, as if attention were a plain linear layer (Git Re-Basin).
@@ -140,29 +144,74 @@ class Layout:
 
 
 def _by_module(layout: Layout) -> Layout:
-    """The layout in which both ends of every linear module are spaces of their own ("layer.0.fc1:in")."""
+    """The layout in which both ends of every linear module are spaces of their own ("layer.0.fc1:in").
+
+    A joint embedding is an end like others; what a norm multiplies and adds moves with what it gives, as its readers
+    get it.
+    """
     params, spaces = dict(layout.params), dict(layout.spaces)
     for name, axes in layout.params.items():
         if not is_linear(name, axes):
             continue
         module = name.removesuffix(".weight")
-        ends = {dim: f"{module}:in" if dim in axes.inputs else f"{module}:out" for dim in range(2)}
-        for tensor, its in ((name, axes), (f"{module}.bias", axes.outputs_only())):
-            if tensor not in params:
-                continue
-            dims = []
-            for dim, axis in enumerate(its.dims or ()):
-                end = ends[dim] if tensor == name else f"{module}:out"
-                parts = [
-                    p if p.space is None else Part(f"{end}.{i}" if len(axis.parts) > 1 else end, p.dual)
-                    for i, p in enumerate(axis.parts)
-                ]
-                for old, new in zip(axis.parts, parts, strict=True):
-                    if old.space is not None and new.space is not None:
-                        spaces[new.space] = replace(layout.spaces[old.space], name=new.space, heads=None)
-                dims.append(Axis(tuple(parts)))
-            params[tensor] = Axes(tuple(dims), its.inputs)
-    return replace(layout, params=params, spaces=spaces)
+        dims = tuple(
+            _end(axis, f"{module}:in" if dim in axes.inputs else f"{module}:out", spaces)
+            for dim, axis in enumerate(axes.dims or ())
+        )
+        if name in layout.embeddings:
+            dims = tuple(dims[dim] if dim in axes.inputs else Axis((Part(f"{module}:out"),)) for dim in range(2))
+            spaces[f"{module}:out"] = Space(f"{module}:out", layout.embeddings[name], None, "invertible")
+        params[name] = Axes(dims, axes.inputs)
+        if f"{module}.bias" in params:
+            params[f"{module}.bias"] = params[name].outputs_only()
+    for name, reader in _read_norms(layout).items():
+        params[name] = Axes((Axis((Part(f"{reader.removesuffix('.weight')}:in"),)),))
+    return replace(layout, params=params, spaces=spaces, embeddings={})
+
+
+def _end(axis: Axis, end: str, spaces: dict[str, Space]) -> Axis:
+    """An axis at an end of a module, its parts renamed to spaces of that end, which are added to `spaces`."""
+    parts = []
+    for i, part in enumerate(axis.parts):
+        if part.space is not None:
+            name = f"{end}.{i}" if len(axis.parts) > 1 else end
+            spaces[name] = replace(spaces[part.space], name=name, heads=None)
+            part = Part(name, part.dual)
+        parts.append(part)
+    return Axis(tuple(parts))
+
+
+def _read_norms(layout: Layout) -> dict[str, str]:
+    """Gains and biases of norms -> the weight of the module that reads what the norm gives; of several the nearest."""
+    readers: dict[str, list[str]] = {}
+    for name, axes in layout.params.items():
+        if is_linear(name, axes) and layout.roles.get(name) != "raw":
+            (axis,) = ((axes.dims or ())[dim] for dim in axes.inputs)
+            if len(axis.parts) == 1 and axis.parts[0].space is not None:
+                readers.setdefault(axis.parts[0].space, []).append(name)
+    norms = {name: next(iter(layout.params[name].spaces)) for name in layout.params if _is_norm(name, layout)}
+    return {
+        name: max(readers[space], key=lambda reader: shared_path(reader, name))
+        for name, space in norms.items()
+        if space in readers
+    }
+
+
+def _is_norm(name: str, layout: Layout) -> bool:
+    """Whether a tensor is the gain or the bias of a norm between modules, the stream not being its output itself."""
+    axes = layout.params[name]
+    if len(axes.dims or ()) != 1 or len(axes.spaces) != 1 or layout.roles.get(name, "norm") != "norm":
+        return False
+    weight = f"{name.removesuffix('.bias')}.weight" if name.endswith(".bias") else name
+    inside = layout.spaces[next(iter(axes.spaces))].heads is not None
+    is_own = weight.endswith(".weight") and len(layout.params.get(weight, axes).dims or ()) == 1
+    return is_own and not inside
+
+
+def shared_path(one: str, other: str) -> int:
+    """How many modules, from the outermost on, two tensors are both in."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def is_linear(name: str, axes: Axes) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..evidence.activations import collect, embeds, scores_of, zeros
+from ..evidence.activations import collect, scores_of, zeros
 from ..maps.collection import Maps
 from ..maps.transport import part_slices
 from ..matching.procrustes import best_rotation
@@ -363,7 +363,7 @@ def _public_maps(teachers: Teachers, form: Layout, inputs: Prepared) -> dict[str
     embeddings of the bases on the inputs (the identity where the other tower of both is the same), and what it leaves
     wrong at the prompts P is made good there: E = M + P_target^+ (P_tuned - P_target M).
     """
-    names = [name for name in teachers.target.sites if embeds(form, name)]
+    names = [name for name in teachers.target.sites if name in form.embeddings]
     evidence = collect(teachers.source, teachers.target, form, inputs, names=names)
     found = {}
     for name in (one for one in names if one in evidence):

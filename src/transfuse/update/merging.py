@@ -36,8 +36,8 @@ class Ties(Update):
     """TIES (Yadav et al. 2023, 2306.01708).
 
     Of each update only the entries of largest magnitude stay, tensor by tensor; each entry takes the sign with the
-    larger total magnitude, and is the mean of the entries that have that sign. Where the two signs weigh the same, it
-    is zero.
+    larger total magnitude, and is the mean of the entries that have that sign. Where the two signs weigh exactly
+    the same it is zero; the authors' code takes the sign that most entries have there.
 
     Attributes:
         density: share of entries that stay.

@@ -123,7 +123,9 @@ def _in_order(models: Models, layout: Layout) -> dict[str, Map]:
         model = models.source if its in models.source else models.tuned
         if model is None or its not in model:
             continue
-        for axis, length in zip(axes.dims or (), model.shape(its), strict=axes.dims is not None):
+        for dim, (axis, length) in enumerate(zip(axes.dims or (), model.shape(its), strict=axes.dims is not None)):
+            if name in models.layout.embeddings and dim not in axes.inputs:
+                continue  # public: in another width there is no order to keep
             known = [part.space for part in axis.parts if part.space is not None]
             sizes = {space: layout.spaces[space].size for space in known}
             total = sum(sizes[space] for space in known)
