@@ -20,7 +20,7 @@ from transfuse.bench.store import ModelStore, data_fingerprint
 from transfuse.cli.common import app
 from transfuse.data.splits import DataSpec
 from transfuse.errors import InputError, TransfuseError
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.report.records import Reference
 from transfuse.update.objects import Noise
 from transfuse.update.ported import Ported

@@ -21,7 +21,7 @@ from transfuse import InputError, TransfuseError, port
 from transfuse.cli.common import app
 from transfuse.data.splits import load_split
 from transfuse.data.tasks import TaskSpec
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.maps.random import tensor_generator
 from transfuse.options.studies import Mask
 from transfuse.running.inputs import Prepared, prepare
