@@ -188,7 +188,7 @@ def test_a_second_run_does_nothing_and_writes_the_same_tables(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("something was done again")
 
-    for name in ("transfuse.bench.store.train", "transfuse.bench.workbench.evaluate", "transfuse.bench.measure.port"):
+    for name in ("transfuse.bench.store.train", "transfuse.bench.workbench.evaluate", "transfuse.bench.ports.port"):
         monkeypatch.setattr(name, refuse)
     before = [(whole.out / name).read_bytes() for name in ("tables.md", "tables.csv")]
     again = place.run(parse_recipe(bench_recipe.everything()), "whole", workers=2)
