@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import digits
 import tiny
 from transfuse.cli.common import app
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 
 
 def run(*arguments: object) -> Result:

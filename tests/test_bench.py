@@ -20,7 +20,7 @@ from transfuse.bench.store import ModelStore, data_fingerprint
 from transfuse.cli.common import app
 from transfuse.data.splits import DataSpec
 from transfuse.errors import InputError, TransfuseError
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.report.records import Reference
 from transfuse.update.objects import Noise
 from transfuse.update.ported import Ported
@@ -188,7 +188,7 @@ def test_a_second_run_does_nothing_and_writes_the_same_tables(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("something was done again")
 
-    for name in ("transfuse.bench.store.train", "transfuse.bench.workbench.evaluate", "transfuse.bench.measure.port"):
+    for name in ("transfuse.bench.store.train", "transfuse.bench.workbench.evaluate", "transfuse.bench.ports.port"):
         monkeypatch.setattr(name, refuse)
     before = [(whole.out / name).read_bytes() for name in ("tables.md", "tables.csv")]
     again = place.run(parse_recipe(bench_recipe.everything()), "whole", workers=2)

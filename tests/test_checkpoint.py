@@ -24,8 +24,9 @@ from transformers import BertConfig, BertModel
 
 from transfuse.errors import InputError
 from transfuse.files import checkpoint
-from transfuse.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from transfuse.files.reading import BLOCK
+from transfuse.files.checkpoint import Checkpoint
+from transfuse.files.opening import open_checkpoint
+from transfuse.files.reading import BLOCK, TensorInfo
 
 BERT = {"model_type": "bert", "hidden_size": 4}
 TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
@@ -298,7 +299,7 @@ def test_no_room_for_a_tensor_is_an_input_error(tmp_path: Path) -> None:
     path = store(tmp_path / "x.safetensors", {"x": torch.zeros(2**26)})  # 256 MB
     code = f"""
 import resource, torch
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, -1))
 opened = open_checkpoint({str(path)!r})

@@ -28,7 +28,7 @@ import transfuse
 from test_resizing import DRAWN
 from tiny import Model, bert, clip, fine_tuned, randomise, save, state_of, vit
 from transfuse import InputError
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.files.vocabulary import read_vocabulary
 from transfuse.models.model import Models
 from transfuse.models.opening import open_models

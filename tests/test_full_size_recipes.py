@@ -11,7 +11,7 @@ import full_size_data
 from transfuse.bench.recipes.reading import Recipe, load_recipe, parse_recipe, shipped_recipes
 from transfuse.bench.run import Finished, resolve, run_bench
 from transfuse.bench.store import ModelStore
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 
 FULL = [name for name in shipped_recipes() if not name.endswith("-small")]
 SIGNS = 43

@@ -21,26 +21,17 @@ from transfuse import InputError, TransfuseError, port
 from transfuse.cli.common import app
 from transfuse.data.splits import load_split
 from transfuse.data.tasks import TaskSpec
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.maps.random import tensor_generator
 from transfuse.options.studies import Mask
 from transfuse.running.inputs import Prepared, prepare
 from transfuse.running.live import LiveModel, load_live, with_state
 from transfuse.running.scores import evaluate, score_dict
-from transfuse.study.gradfix import (
-    MaskRule,
-    Tally,
-    fold_positions,
-    mask_of,
-    mask_task_vector,
-    masked,
-    refine,
-    tally,
-    validated_alpha,
-    vote_signs,
-)
+from transfuse.study.gradfix import fold_positions, mask_task_vector, refine, validated_alpha
 from transfuse.study.initial import initialise
+from transfuse.study.masks import MaskRule, mask_of, masked, vote_signs
 from transfuse.study.selection import SELECTIONS, Shots, choose_shots, coreset, herding, k_medoid, pooled_features
+from transfuse.study.votes import Tally, tally
 from transfuse.update.live import live_of
 from transfuse.update.objects import Dense, Masked
 from transfuse.update.ported import Ported

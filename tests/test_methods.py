@@ -15,7 +15,7 @@ from test_matching import CONFIG, planted_reference, reference
 from tiny import Model, add_noise, clip, fine_tuned, state_of, vit
 from transfuse import Maps
 from transfuse.errors import InputError
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.maps.algebra import Coupling, Map, Orthogonal, PerHead, Permutation
 from transfuse.maps.random import ones_complement, random_maps
 from transfuse.maps.transport import transport

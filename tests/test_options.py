@@ -22,7 +22,8 @@ from transfuse.options.declare import REQUIRED, Group, Request, group, option
 from transfuse.options.groups import Change, Check, Data, Inputs, Match, Output, Run
 from transfuse.options.requests import InspectRequest, PortRequest, RefineRequest, ScaleRequest, SweepRequest
 from transfuse.options.studies import Mask, Scale, Sweep
-from transfuse.study.gradfix import MaskRule, rule_of
+from transfuse.study.gradfix import rule_of
+from transfuse.study.masks import MaskRule
 from transfuse.study.train import TrainSpec
 
 REQUESTS = [one for one in vars(requests).values() if isinstance(one, type) and issubclass(one, Request)][1:]

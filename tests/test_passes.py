@@ -14,7 +14,7 @@ from transformers import BertForMaskedLM
 from tiny import bert, fine_tuned, planted, save
 from transfuse import port
 from transfuse.cli.common import app
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.models.passes import ASCENT, Passes
 from transfuse.running.unlabelled import Inputs
 

@@ -16,7 +16,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 from tiny import bert, fine_tuned, planted, save
 from transfuse import InputError
 from transfuse.evidence.relation import delta_report, is_nearer_to_target
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.files.reading import BLOCK
 from transfuse.models.model import Model, Models
 from transfuse.models.opening import open_models

@@ -12,7 +12,7 @@ from transfuse.bench.recipes.reading import Recipe, parse_recipe
 from transfuse.bench.run import resolve, run_bench
 from transfuse.bench.store import ModelStore
 from transfuse.errors import InputError
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 
 
 @pytest.fixture(scope="module")

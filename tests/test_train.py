@@ -32,7 +32,7 @@ from transfuse.cli.common import app
 from transfuse.data.splits import DataSpec
 from transfuse.data.tasks import TaskSpec
 from transfuse.errors import InputError, TransfuseError
-from transfuse.files.checkpoint import open_checkpoint
+from transfuse.files.opening import open_checkpoint
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live
 from transfuse.running.scores import evaluate, score_dict

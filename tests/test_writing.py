@@ -22,8 +22,9 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from transfuse.errors import InputError
 from transfuse.files import writing
-from transfuse.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from transfuse.files.reading import DTYPES
+from transfuse.files.checkpoint import Checkpoint
+from transfuse.files.opening import open_checkpoint
+from transfuse.files.reading import DTYPES, TensorInfo
 from transfuse.files.streaming import Misformed
 from transfuse.files.writing import check_output, plan_like, write_checkpoint
 

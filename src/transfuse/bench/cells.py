@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, TransfuseError
 from ..report.records import Record, as_json, from_json
 from .store import digest
+
+log = logging.getLogger("transfuse.bench")
 
 
 @dataclass(frozen=True)
@@ -98,3 +103,17 @@ class CellStore:
             raise InputError(f"{cell.file} cannot be written: {error.strerror}") from error
         # As it will be read, so that a first run and a resumed one give the same tables.
         return Done(cell.what, from_json(json.loads(text)["record"]), None, round(seconds, 3), True)
+
+    def made(self, cell: Cell, make: Callable[[], Record]) -> Done:
+        """Makes a cell and keeps it; an error of ours is what became of it."""
+        if self.only_read:
+            raise Unfinished(cell.what)
+        began = time.monotonic()
+        try:
+            record = make()
+        except TransfuseError as error:
+            log.info("%s: FAILED: %s", cell.what, error)
+            return Done(cell.what, None, str(error), round(time.monotonic() - began, 3), True)
+        done = self.write(cell, record, time.monotonic() - began)
+        log.info("%s: %.1f s", cell.what, done.seconds)
+        return done

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from ..data.splits import DataSpec, data_place
 from ..errors import InputError
-from ..files.checkpoint import open_checkpoint
+from ..files.opening import open_checkpoint
 from ..porting.convert import convert
 from ..porting.planted import plant
 from ..study.initial import initialise

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..data.splits import Split
 from ..data.tasks import TaskSpec
-from ..files.checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint, open_checkpoint
+from ..files.checkpoint import Checkpoint
+from ..files.folders import PROCESSOR_FILES, TOKENIZER_FILES
+from ..files.opening import open_checkpoint
 from ..running.inputs import Prepared, prepare
 from ..running.live import LiveModel, load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .checkpoint import VOCABULARY_FILES
+from .folders import VOCABULARY_FILES
 
 log = logging.getLogger(__name__)
 

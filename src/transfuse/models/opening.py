@@ -15,8 +15,9 @@ from ..errors import InputError
 from ..families.binding import bind, canonical_names, is_complete
 from ..families.registry import FAMILIES, find_family
 from ..families.table import Family
-from ..files.checkpoint import Checkpoint, open_checkpoint
+from ..files.checkpoint import Checkpoint
 from ..files.configs import complete_config
+from ..files.opening import open_checkpoint
 from ..files.vocabulary import check_vocabularies, read_vocabulary
 from ..spaces.layout import Layout, unmoved_layout
 from .conform import conformed

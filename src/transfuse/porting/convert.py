@@ -18,16 +18,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, VerificationError
-from ..files.checkpoint import (
-    IMAGE_PROCESSOR_FILE,
-    TOKENIZER_FILES,
-    VOCABULARY_FILES,
-    Checkpoint,
-    fetch_files,
-    open_checkpoint,
-)
+from ..files.checkpoint import Checkpoint
 from ..files.configs import Unavailable
+from ..files.folders import IMAGE_PROCESSOR_FILE, TOKENIZER_FILES, VOCABULARY_FILES
+from ..files.hub import fetch_files
 from ..files.open_clip import Piece, conversion
+from ..files.opening import open_checkpoint
 from ..files.writing import check_output, write_checkpoint
 from ..running.building import load_transformers
 

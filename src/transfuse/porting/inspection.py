@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import InputError
 from ..evidence.null import stored_null
 from ..evidence.relation import delta_report, relation
-from ..files.checkpoint import open_checkpoint
+from ..files.opening import open_checkpoint
 from ..methods.match import match_models
 from ..methods.table import Method, method_for_maps
 from ..models.model import Model, ModelLike, Models

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..files.checkpoint import open_checkpoint
+from ..files.opening import open_checkpoint
 from ..files.writing import check_output
 from ..methods.table import method_for_maps
 from ..models.model import ModelLike, Models

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ..errors import VerificationError
 from ..families.binding import canonical_names
-from ..files.checkpoint import open_checkpoint
 from ..files.configs import Unavailable
+from ..files.opening import open_checkpoint
 from ..files.writing import write_checkpoint
 from ..models.model import Models
 from ..models.plan import output_config, output_files

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files.checkpoint import open_checkpoint
+from ..files.opening import open_checkpoint
 from ..files.writing import check_output, plan_like, write_checkpoint
 from ..maps.collection import Maps
 from ..maps.random import random_maps

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files.checkpoint import PROCESSOR_FILES, TOKENIZER_CONFIG, VOCABULARY_FILES, Checkpoint, open_checkpoint
+from ..files.checkpoint import Checkpoint
 from ..files.configs import Unavailable, quiet_transformers
+from ..files.folders import PROCESSOR_FILES, TOKENIZER_CONFIG, VOCABULARY_FILES
+from ..files.opening import open_checkpoint
 from ..models.plan import LABEL_HEAD
 from .building import Loading, load_transformers
 from .idle import Idle, dtype_of

@@ -15,8 +15,9 @@ from torch import nn
 
 from ..data.splits import BaseModel, ConfigDict, DataSpec, Field, load_split
 from ..errors import InputError
-from ..files.checkpoint import IMAGE_PROCESSOR_FILE, open_checkpoint
 from ..files.configs import BAD_CONFIG, complete_config, quiet_transformers
+from ..files.folders import IMAGE_PROCESSOR_FILE
+from ..files.opening import open_checkpoint
 from ..files.writing import check_output, write_checkpoint
 from .open_clip_init import write_open_clip
 

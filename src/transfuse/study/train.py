@@ -22,8 +22,9 @@ from tqdm import tqdm
 from ..data.splits import BaseModel, ConfigDict, Field, class_names, model_validator
 from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, ValidationError, validation_text
 from ..errors import InputError, TransfuseError
-from ..files.checkpoint import Checkpoint, open_checkpoint
+from ..files.checkpoint import Checkpoint
 from ..files.open_clip import is_of_text_tower, text_config
+from ..files.opening import open_checkpoint
 from ..files.writing import check_output
 from ..models.plan import LABEL_HEAD
 from ..running.building import TEXT_CLASSIFIER

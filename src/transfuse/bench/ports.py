@@ -1,0 +1,127 @@
+"""One source and target under one seed: their maps, the port that was made last, and the cells that are about them.
+
+A task vector is transported once for everything that is measured on it, so the last port is kept with its tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .._version import __version__
+from ..maps.collection import Maps
+from ..options.groups import Inputs
+from ..porting.port import port
+from ..porting.run import PortResult
+from ..report.records import Record, Scores
+from ..running.live import LiveModel
+from ..running.unlabelled import SYNTHETIC
+from ..study.sweep import support_state
+from ..update.live import live_of
+from ..update.ported import Ported
+from .cells import Cell, Done
+from .recipes.reading import ORACLE, MethodSpec, TransportSpec, stated
+from .workbench import Workbench
+
+FORMAT = 2  # raised when what a record holds means something else
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """An alignment that is there, or why it is not."""
+
+    done: Done
+    maps: Maps | None
+
+
+class Ports:
+    """Ports between two models of a recipe.
+
+    Attributes:
+        label: of the regime.
+        source, target: names of the models.
+        pair: their keys.
+        paths: where they are.
+        aligned: label of a method -> its maps.
+    """
+
+    def __init__(self, bench: Workbench, seed: int, label: str, models: tuple[str, str]):
+        self.bench, self.seed, self.label = bench, seed, label
+        self.source, self.target = models
+        self.pair = [bench.store.key(name, seed) for name in models]
+        self.paths = (bench.location(self.source, seed), bench.location(self.target, seed))
+        self.aligned: dict[str, Aligned] = {}
+        self._last: tuple[tuple[str, str], PortResult] | None = None
+        self._lives: dict[str, LiveModel] = {}
+
+    def ported(self, spec: TransportSpec, task: str, method: MethodSpec) -> PortResult:
+        """The port, its tensors held; the last one is kept, since its measurements follow each other."""
+        # Rows that differ only in what comes after share one.
+        key = (spec.tasks[task].tuned, json.dumps(self.method_depends_on(method), sort_keys=True))
+        if self._last is None or self._last[0] != key:
+            names = (self.source, spec.tasks[task].tuned, self.target)
+            source, tuned, target = (self.bench.checkpoint(name, self.seed) for name in names)
+            settings = self.bench.settings
+            options = {"seed": self.seed, "device": settings.device, "data_dir": settings.data_dir}
+            if method.by_task:
+                options |= {"method": method.method, "inputs": self._inputs(method, task), **method.options}
+            else:
+                options["maps"] = self.aligned[method.label].maps
+            result = port(source, tuned, target, verify=False, **options)
+            self._last = (key, replace(result, tensors=result.tensors.held()))
+        return self._last[1]
+
+    def _inputs(self, method: MethodSpec, task: str) -> Inputs:
+        wanted = method.wanted_inputs
+        if wanted is None:
+            return Inputs()
+        name = wanted.task or task
+        about = SYNTHETIC if name == SYNTHETIC else self.bench.recipe.tasks[name]
+        return Inputs(about, count=wanted.count)
+
+    def live(self, result: PortResult) -> LiveModel:
+        """The class of the ported model with its processors; its weights do not matter, so one serves all methods."""
+        tuned = result.report["models"]["tuned"]["fingerprint"]
+        if tuned not in self._lives:
+            state = result.tensors.zero_shot()
+            self._lives = {tuned: live_of(result.tensors, state, device=self.bench.settings.device)}
+        return self._lives[tuned]
+
+    def on_support(self, spec: TransportSpec, ported: Ported, split: Any) -> Scores | None:
+        """Scores on the support task: target with its own head, and what the port adds to the rest."""
+        if spec.support is None:
+            return None
+        live = self.bench.live(self.target, self.seed)
+        return self.bench.scores(live, support_state(ported), self.bench.recipe.tasks[spec.support], split)
+
+    # --- cells ----------------------------------------------------------------------------------------------------
+
+    def cell(self, kind: str, labels: tuple[Any, ...], depends_on: Mapping[str, Any]) -> Cell:
+        """A cell about these two models; the labels are part of what it depends on."""
+        about = {"format": FORMAT, "version": __version__, "device": self.bench.settings.device.split(":")[0]}
+        about |= {"seed": self.seed, "regime": self.label, "pair": self.pair, "labels": list(labels)}
+        return self.bench.cells.cell(kind, (f"seed{self.seed}", self.label, *labels), {**about, **depends_on})
+
+    def depends_on(self, spec: TransportSpec, task: str, method: MethodSpec) -> dict[str, Any]:
+        """What a measurement of a carried fine-tune depends on."""
+        return {
+            "method": self.method_depends_on(method),
+            "tuned": self.bench.store.key(spec.tasks[task].tuned, self.seed),
+            "task": self.bench.task_depends_on(task),
+            "support": self.bench.task_depends_on(spec.support),
+        }
+
+    def method_depends_on(self, method: MethodSpec) -> Any:
+        """What an alignment or a port depends on, besides the models."""
+        wanted = method.wanted_inputs
+        about = {"method": method.method, "options": method.options, "oracle": method.label == ORACLE}
+        if wanted is None:
+            return about
+        named = None if wanted.task in (None, SYNTHETIC) else self.bench.task_depends_on(wanted.task)
+        return {**about, "inputs": [stated(wanted), named]}
+
+    def finished(self, cell: Cell, make: Callable[[], Record]) -> Done:
+        """A cell, made where it is not there."""
+        return self.bench.cells.read(cell) or self.bench.cells.made(cell, make)
