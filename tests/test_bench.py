@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 import bench_recipe
 from transfuse.bench.cells import CellStore
-from transfuse.bench.recipes.reading import Recipe, parse_recipe
+from transfuse.bench.recipes.reading import parse_recipe
+from transfuse.bench.recipes.spec import Recipe
 from transfuse.bench.run import Finished, run_bench
 from transfuse.bench.store import ModelStore, data_fingerprint
 from transfuse.cli.common import app

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import full_size_data
-from transfuse.bench.recipes.reading import Recipe, load_recipe, parse_recipe, shipped_recipes
+from transfuse.bench.recipes.reading import load_recipe, parse_recipe, shipped_recipes
+from transfuse.bench.recipes.spec import Recipe
 from transfuse.bench.run import Finished, resolve, run_bench
 from transfuse.bench.store import ModelStore
 from transfuse.files.opening import open_checkpoint

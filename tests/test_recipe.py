@@ -10,15 +10,8 @@ import pytest
 import yaml
 
 import bench_recipe
-from transfuse.bench.recipes.reading import (
-    Recipe,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    plain,
-    quick,
-    shipped_recipes,
-)
+from transfuse.bench.recipes.reading import dump_recipe, load_recipe, parse_recipe, plain, quick, shipped_recipes
+from transfuse.bench.recipes.spec import Recipe
 from transfuse.errors import InputError
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import bench_recipe
-from transfuse.bench.recipes.reading import Recipe, parse_recipe
+from transfuse.bench.recipes.reading import parse_recipe
+from transfuse.bench.recipes.spec import Recipe
 from transfuse.bench.run import resolve, run_bench
 from transfuse.bench.store import ModelStore
 from transfuse.errors import InputError

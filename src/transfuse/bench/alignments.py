@@ -17,7 +17,7 @@ from ..options.requests import MethodRequest
 from ..porting.planted import PLANTED_MAPS
 from ..porting.verify import check_equivalence
 from ..report.records import Alignment
-from .recipes.reading import ORACLE, MethodSpec
+from .recipes.parts import ORACLE, MethodSpec
 
 
 def find_maps(source: str, target: str, method: MethodSpec, *, null_trials: int, seed: int, device: str) -> Maps:

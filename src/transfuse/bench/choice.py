@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..methods.table import DEFAULT_METHOD, METHODS
-from .recipes.reading import CONTROLS, ORACLE, InterpolationSpec, MethodSpec, Recipe, TransportSpec
+from .recipes.parts import ORACLE, MethodSpec
+from .recipes.sections import CONTROLS, InterpolationSpec, TransportSpec
+from .recipes.spec import Recipe
 
 NAIVE = MethodSpec.model_validate("naive")
 ORACLE_METHOD = MethodSpec.model_construct(method="naive", name=ORACLE, options={})

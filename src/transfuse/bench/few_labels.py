@@ -23,7 +23,8 @@ from ..study.sweep import choose_alpha
 from .cells import Done
 from .choice import NAIVE
 from .ports import Ports
-from .recipes.reading import FINE_TUNING, FewShotSpec, MethodSpec
+from .recipes.parts import FINE_TUNING, MethodSpec
+from .recipes.sections import FewShotSpec
 
 
 class FewLabels:

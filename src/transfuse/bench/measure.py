@@ -24,7 +24,8 @@ from .cells import Done
 from .choice import NAIVE, SectionSpec, has_oracle, is_tested, verdict_methods, with_controls
 from .few_labels import FewLabels
 from .ports import FORMAT, Aligned, Ports
-from .recipes.reading import ORACLE, FewShotSpec, InterpolationSpec, MethodSpec, TransportSpec
+from .recipes.parts import ORACLE, MethodSpec
+from .recipes.sections import FewShotSpec, InterpolationSpec, TransportSpec
 from .workbench import Workbench
 
 

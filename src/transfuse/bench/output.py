@@ -24,19 +24,10 @@ from ..report.writing import comma_separated, markdown
 from .cells import Done
 from .choice import has_oracle, verdict_methods, with_controls
 from .jobs import usable_cores
-from .recipes.reading import (
-    CONTROLS,
-    FINE_TUNING,
-    ORACLE,
-    FewShotSpec,
-    InterpolationSpec,
-    ModelSpec,
-    Recipe,
-    Section,
-    TransportSpec,
-    dump_recipe,
-    plain,
-)
+from .recipes.parts import FINE_TUNING, ORACLE, ModelSpec
+from .recipes.reading import dump_recipe, plain
+from .recipes.sections import CONTROLS, FewShotSpec, InterpolationSpec, Section, TransportSpec
+from .recipes.spec import Recipe
 from .store import MadeModel
 
 FORMAT = 1

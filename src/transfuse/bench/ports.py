@@ -22,7 +22,9 @@ from ..study.sweep import support_state
 from ..update.live import live_of
 from ..update.ported import Ported
 from .cells import Cell, Done
-from .recipes.reading import ORACLE, MethodSpec, TransportSpec, stated
+from .recipes.parts import ORACLE, MethodSpec
+from .recipes.reading import stated
+from .recipes.sections import TransportSpec
 from .workbench import Workbench
 
 FORMAT = 2  # raised when what a record holds means something else

@@ -20,7 +20,9 @@ from .cells import Done, Unfinished
 from .jobs import Job, Outcome, report_to_stderr, run_jobs, usable_cores
 from .measure import Regime, references
 from .output import check_output, provenance, results, write_all
-from .recipes.reading import SECTIONS, Recipe, Section, TransportSpec, plain, quick
+from .recipes.reading import plain, quick
+from .recipes.sections import SECTIONS, Section, TransportSpec
+from .recipes.spec import Recipe
 from .store import MadeModel, ModelStore, default_cache
 from .tiny import tiny
 from .workbench import Settings, Workbench

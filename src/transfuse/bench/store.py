@@ -26,7 +26,9 @@ from ..porting.convert import convert
 from ..porting.planted import plant
 from ..study.initial import initialise
 from ..study.train import train
-from .recipes.reading import ConvertSpec, ModelSpec, Recipe, stated
+from .recipes.parts import ConvertSpec, ModelSpec
+from .recipes.reading import stated
+from .recipes.spec import Recipe
 
 FORMAT = 1  # raised when what models or cells hold changes, defaults included
 _ABOUT = "made.json"

@@ -18,7 +18,9 @@ from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec
 from ..errors import InputError
 from ..study.initial import InitSpec, TokenizerSpec
 from ..study.train import TrainSpec
-from .recipes.reading import FewShotSpec, InterpolationSpec, Limits, MethodSpec, ModelSpec, Recipe, TransportSpec
+from .recipes.parts import MethodSpec, ModelSpec
+from .recipes.sections import FewShotSpec, InterpolationSpec, TransportSpec
+from .recipes.spec import Limits, Recipe
 
 ROWS = 24
 STEPS = 2

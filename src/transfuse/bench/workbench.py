@@ -23,7 +23,9 @@ from ..running.inputs import Prepared, prepare
 from ..running.live import LiveModel, load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict
 from .cells import CellStore
-from .recipes.reading import Recipe, Section, parse_recipe, stated
+from .recipes.reading import parse_recipe, stated
+from .recipes.sections import Section
+from .recipes.spec import Recipe
 from .store import ModelStore, data_fingerprint
 
 Value = TypeVar("Value")

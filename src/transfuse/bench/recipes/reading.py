@@ -2,9 +2,9 @@
 
     recipe = load_recipe("table1-clip-vitb16")   # shipped, or the path of a file
 
-What a file may hold is what `recipe_spec` says; a wrong key is an error that names the file, the key and the keys there
-are. With `like: other-recipe` a file also has the tasks and models of another one, and its seeds, limits and quick form
-where it gives none of its own; so several tables use the same trained models.
+What a file may hold is what `spec`, `parts` and `sections` say; a wrong key is an error that names the file, the key
+and the keys there are. With `like: other-recipe` a file also has the tasks and models of another one, and its seeds,
+limits and quick form where it gives none of its own; so several tables use the same trained models.
 """
 
 from __future__ import annotations
@@ -19,49 +19,11 @@ import yaml
 
 from ...data.splits import BaseModel
 from ...errors import InputError
-from .spec import (
-    CONTROLS,
-    FINE_TUNING,
-    ORACLE,
-    SECTIONS,
-    ConvertSpec,
-    FewShotSpec,
-    InterpolationSpec,
-    Limits,
-    MethodSpec,
-    ModelSpec,
-    QuickSpec,
-    Recipe,
-    Section,
-    TransportSpec,
-    match_options,
-)
+from .parts import MethodSpec, ModelSpec, match_options
+from .spec import Limits, Recipe
 
-# After `evaluate.data`, which says how to install it.
+# After `data.splits`, which says how to install it.
 from pydantic import ValidationError  # isort: skip
-
-__all__ = [
-    "CONTROLS",
-    "FINE_TUNING",
-    "ORACLE",
-    "SECTIONS",
-    "ConvertSpec",
-    "FewShotSpec",
-    "InterpolationSpec",
-    "Limits",
-    "MethodSpec",
-    "ModelSpec",
-    "QuickSpec",
-    "Recipe",
-    "Section",
-    "TransportSpec",
-    "dump_recipe",
-    "load_recipe",
-    "parse_recipe",
-    "plain",
-    "quick",
-    "shipped_recipes",
-]
 
 
 def shipped_recipes() -> list[str]:
