@@ -75,7 +75,7 @@ class RealModel:
 
     @property
     def _is_of_transformers(self) -> bool:
-        return self.kind == "transformers" and self.config.get("model_type") != "torch_encoder"
+        return self.kind not in ("open_clip", "timm") and self.config.get("model_type") != "torch_encoder"
 
     def _filled(self, state: State) -> nn.Module:
         if self._is_of_transformers:
