@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from transfuse import InputError
-from transfuse.bench.recipes.reading import SECTIONS
+from transfuse.bench.recipes.sections import SECTIONS
 from transfuse.cli.common import app
 from transfuse.cli.options import options_of
 from transfuse.options import requests, studies

@@ -26,7 +26,7 @@ from transfuse.files.checkpoint import Checkpoint
 from transfuse.files.opening import open_checkpoint
 from transfuse.files.reading import DTYPES, TensorInfo
 from transfuse.files.streaming import Misformed
-from transfuse.files.writing import check_output, plan_like, write_checkpoint
+from transfuse.files.writing import Weights, check_output, plan_like, write_checkpoint
 
 TENSORS = {name: torch.full((4, 3), float(number)) for number, name in enumerate("abcd")}
 TWO = {"model-00001-of-00002.safetensors": ["a", "b"], "model-00002-of-00002.safetensors": ["c", "d"]}
@@ -35,7 +35,8 @@ TWO = {"model-00001-of-00002.safetensors": ["a", "b"], "model-00002-of-00002.saf
 def write(out: Path, **changes: object) -> None:
     read = {"form": TENSORS.__getitem__, "read": TENSORS.__getitem__}
     given = {"plan": TWO, **read, "files": {"config.json": "{}"}, "copy_from": None, **changes}
-    write_checkpoint(out, **given)  # pyright: ignore[reportArgumentType]
+    weights = Weights(*(given.pop(key) for key in ("plan", "form", "read")))  # pyright: ignore[reportArgumentType]
+    write_checkpoint(out, weights, **given)  # pyright: ignore[reportArgumentType]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -73,12 +74,26 @@ def _check_replaceable(out: Path, place: Path) -> None:
         raise InputError(f"{out}: it does not look like a model (no config.json or result.json); it is not replaced")
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What goes into the weight files of a folder.
+
+    Attributes:
+        plan: File name (.safetensors) -> names of the tensors in it, as `plan_like` gives it.
+        form: Gives the shape and dtype of an output tensor by its name, before any is read.
+        read: Gives an output tensor by its name, on any device, in the dtype to store: whole, or piece by piece in
+            the order of its numbers. Called once for each, in the order of the file.
+    """
+
+    plan: Mapping[str, Sequence[str]]
+    form: Callable[[str], Formed]
+    read: Callable[[str], Pieces]
+
+
 def write_checkpoint(
     out: Path,
+    weights: Weights,
     *,
-    plan: Mapping[str, Sequence[str]],
-    form: Callable[[str], Formed],
-    read: Callable[[str], Pieces],
     files: Mapping[str, bytes | str],
     copy_from: Path | None,
     index_metadata: Mapping[str, Any] | None = None,
@@ -89,10 +104,7 @@ def write_checkpoint(
 
     Args:
         out: The folder to make.
-        plan: File name (.safetensors) -> names of the tensors in it, as `plan_like` gives it.
-        form: Gives the shape and dtype of an output tensor by its name, before any is read.
-        read: Gives an output tensor by its name, on any device, in the dtype to store: whole, or piece by piece in
-            the order of its numbers. Called once for each, in the order of the file.
+        weights: Its weight files.
         files: Further files by name (text is stored as UTF-8); they win over copied ones.
         copy_from: Folder whose tokenizer, processor and other small files are copied; weights of any framework,
             indices, README.md, code, hidden files, maps, results and files over 200 MB are not.
@@ -106,16 +118,16 @@ def write_checkpoint(
             was before. What `read` raises is passed on, with the same promise.
     """
     check_output(out, force=force)
-    _check_names(plan, files)
+    _check_names(weights.plan, files)
     place = Path(os.path.realpath(out))
     # `read` and `finish` are called outside `_explained`: their errors are not the disk's.
     with _partial_folder(out, place) as partial:
         if copy_from is not None:
             with _explained(out):
                 _copy_companions(copy_from, partial, skip=place)
-        metadata = _write_shards(out, partial, plan, form, read)
+        metadata = _write_shards(out, partial, weights)
         with _explained(out):
-            _write_index(partial, plan, {**metadata, **(index_metadata or {})})
+            _write_index(partial, weights.plan, {**metadata, **(index_metadata or {})})
             for name, content in files.items():
                 _write_file(partial / name, content)
         late = finish(partial) if finish is not None else {}
@@ -165,19 +177,13 @@ def _explained(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: cannot be written: {err.strerror or err}{about}; nothing was changed") from err
 
 
-def _write_shards(
-    out: Path,
-    partial: Path,
-    plan: Mapping[str, Sequence[str]],
-    form: Callable[[str], Formed],
-    read: Callable[[str], Pieces],
-) -> dict[str, int]:
+def _write_shards(out: Path, partial: Path, weights: Weights) -> dict[str, int]:
     """Writes the weight files and returns the metadata that transformers puts into an index."""
     totals = {"total_parameters": 0, "total_size": 0}
-    for file, names in plan.items():
-        forms = {name: form(name) for name in names}
+    for file, names in weights.plan.items():
+        forms = {name: weights.form(name) for name in names}
         with _new_file(out / file, partial / file) as put:
-            write_safetensors(put, forms, read)
+            write_safetensors(put, forms, weights.read)
         totals["total_parameters"] += sum(numel(one) for one in forms.values())
         totals["total_size"] += sum(numel(one) * one.dtype.itemsize for one in forms.values())
     return totals

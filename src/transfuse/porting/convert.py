@@ -24,7 +24,7 @@ from ..files.folders import IMAGE_PROCESSOR_FILE, TOKENIZER_FILES, VOCABULARY_FI
 from ..files.hub import fetch_files
 from ..files.open_clip import Piece, conversion
 from ..files.opening import open_checkpoint
-from ..files.writing import check_output, write_checkpoint
+from ..files.writing import Weights, check_output, write_checkpoint
 from ..running.building import load_transformers
 
 
@@ -61,9 +61,11 @@ def convert(
         files[IMAGE_PROCESSOR_FILE] = _json(found.processor)
     write_checkpoint(
         place,
-        plan={"model.safetensors": list(found.pieces)},
-        form=lambda name: _form(checkpoint, found.pieces[name]),
-        read=lambda name: _read(checkpoint, found.pieces[name]),
+        Weights(
+            {"model.safetensors": list(found.pieces)},
+            lambda name: _form(checkpoint, found.pieces[name]),
+            lambda name: _read(checkpoint, found.pieces[name]),
+        ),
         files={"config.json": _json(found.config), **files},
         copy_from=None,
         finish=lambda folder: _check_loads(folder, found.config),

@@ -15,7 +15,7 @@ from ..errors import VerificationError
 from ..families.binding import canonical_names
 from ..files.configs import Unavailable
 from ..files.opening import open_checkpoint
-from ..files.writing import write_checkpoint
+from ..files.writing import Weights, write_checkpoint
 from ..models.model import Models
 from ..models.plan import output_config, output_files
 from ..running.building import load_transformers
@@ -64,9 +64,7 @@ def write_port(
     with models.passes.phase("write"):
         write_checkpoint(
             out,
-            plan=output_files(plan, models.target),
-            form=tensors.form,
-            read=read,
+            Weights(output_files(plan, models.target), tensors.form, read),
             files={file: json.dumps(config, indent=2, sort_keys=True) + "\n"} if config else {},
             copy_from=models.target.checkpoint.companions,
             finish=finish,

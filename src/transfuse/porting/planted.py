@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..files.opening import open_checkpoint
-from ..files.writing import check_output, plan_like, write_checkpoint
+from ..files.writing import Weights, check_output, plan_like, write_checkpoint
 from ..maps.collection import Maps
 from ..maps.random import random_maps
 from ..models.folding import NO_FOLDING, Folding, map_tensor, norm_folding, rotatable_layout
@@ -79,9 +79,11 @@ def plant(
     config = target.checkpoint.config
     write_checkpoint(
         place,
-        plan=plan_like(target.checkpoint, {on_disk: on_disk for on_disk in names}, []),
-        form=target.checkpoint.headers.__getitem__,
-        read=read,
+        Weights(
+            plan_like(target.checkpoint, {on_disk: on_disk for on_disk in names}, []),
+            target.checkpoint.headers.__getitem__,
+            read,
+        ),
         files={"config.json": json.dumps(dict(config), indent=2, sort_keys=True) + "\n"} if config else {},
         copy_from=target.checkpoint.companions,
         finish=finish,

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files.configs import BAD_CONFIG, complete_config, quiet_transformers
 from ..files.folders import IMAGE_PROCESSOR_FILE
 from ..files.opening import open_checkpoint
-from ..files.writing import check_output, write_checkpoint
+from ..files.writing import Weights, check_output, write_checkpoint
 from .open_clip_init import write_open_clip
 
 # The usual order of BERT. The end is not token 2: CLIP takes that number for the sign of an old, wrong config and pools
@@ -139,9 +139,7 @@ def save(
     }
     write_checkpoint(
         out,
-        plan=checkpoint.shards,
-        form=checkpoint.headers.__getitem__,
-        read=checkpoint.blocks,
+        Weights(checkpoint.shards, checkpoint.headers.__getitem__, checkpoint.blocks),
         files={**own, **files},
         copy_from=companions,
         force=force,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files.writing import write_checkpoint
+from ..files.writing import Weights, write_checkpoint
 
 CONFIG_FILE, WEIGHT_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _STD = 0.02
@@ -41,9 +41,7 @@ def write_open_clip(
     state = {name: _drawn(name, shape, std or _STD, generator) for name, shape in shapes.items()}
     write_checkpoint(
         out,
-        plan={WEIGHT_FILE: list(state)},
-        form=state.__getitem__,
-        read=state.__getitem__,
+        Weights({WEIGHT_FILE: list(state)}, state.__getitem__, state.__getitem__),
         files={**files, CONFIG_FILE: json.dumps(dict(config), indent=2) + "\n"},
         copy_from=None,
         force=force,
