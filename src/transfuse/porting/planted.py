@@ -55,21 +55,13 @@ def plant(
     place = Path(out)
     check_output(place, force=force)
     opened = open_models(like if like is not None else model, model)
-    rotated, target = group == "rotation", opened.target
+    target = opened.target
     form, folding = _form(opened, group, tie_qkv=tie_qkv)
-    spaces = random_maps(form, torch.Generator().manual_seed(seed), group=group)
-    maps = Maps(
-        spaces,
-        family=form.family,
-        method="orthogonal" if rotated else "tied",
-        tie_qkv=tie_qkv and not rotated,
-        norms="folded" if rotated else "kept",
-        source=opened.source.checkpoint.fingerprint(),
-    )
+    maps = _drawn(opened, form, group, tie_qkv=tie_qkv, seed=seed)
     names = {on_disk: name for name, on_disk in target.disk.items()}
 
     def read(on_disk: str) -> torch.Tensor:
-        moved = map_tensor(target, names[on_disk], form, spaces, torch.float64, folding)
+        moved = map_tensor(target, names[on_disk], form, maps.spaces, torch.float64, folding)
         return moved.to(target.dtype(names[on_disk]))
 
     def finish(folder: Path) -> dict[str, str]:
@@ -90,6 +82,19 @@ def plant(
         force=force,
     )
     return place
+
+
+def _drawn(models: Models, form: Layout, group: str, *, tie_qkv: bool, seed: int) -> Maps:
+    """Random maps of a layout, as a match of source would have given them."""
+    rotated = group == "rotation"
+    return Maps(
+        random_maps(form, torch.Generator().manual_seed(seed), group=group),
+        family=form.family,
+        method="orthogonal" if rotated else "tied",
+        tie_qkv=tie_qkv and not rotated,
+        norms="folded" if rotated else "kept",
+        source=models.source.checkpoint.fingerprint(),
+    )
 
 
 def _form(models: Models, group: str, *, tie_qkv: bool) -> tuple[Layout, Folding]:

@@ -18,7 +18,7 @@ from ..models.model import ModelLike
 from ..options.requests import PortRequest, SweepRequest
 from ..porting.port import port
 from ..running.inputs import Prepared, prepare
-from ..running.live import load_live, with_state
+from ..running.live import LiveModel, load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict
 from ..update.live import live_of
 from ..update.ported import Ported
@@ -82,23 +82,21 @@ def sweep(
     asked = SweepRequest.asked(request, options)
     how, run, task = asked.sweep, asked.run, load_task(task)
     scales = check_alphas(how.alphas)
-    support = None if how.support is None else load_task(how.support)
+    support_task = None if how.support is None else load_task(how.support)
     result = port(source, tuned, target, request=asked.shared(PortRequest))
     held = result.tensors.held()
     live = live_of(held, held.at(1.0).state(), device=run.device)
     data = {"data_dir": asked.data.data_dir, "limit": asked.data.limit, "seed": run.seed, "progress": run.progress}
-    own = None if support is None else load_live(held.models.target.checkpoint, device=run.device)
+    support = None if support_task is None else _Support.of(held, support_task, run.device)
 
     def on_task(state: Mapping[str, Tensor], rows: Prepared) -> Scores:
         return score_dict(evaluate(with_state(live, state), task, rows))
 
     def on_support(alpha: float, rows: Prepared | None) -> Scores | None:
-        if own is None or support is None or rows is None:
-            return None
-        return score_dict(evaluate(with_state(own, support_state(held.at(alpha))), support, rows))
+        return None if support is None or rows is None else support.scores(held.at(alpha), rows)
 
     def rows_of(split: Split) -> tuple[Prepared, Prepared | None]:
-        supported = None if own is None or support is None else prepare(support, split, own, **data)
+        supported = None if support is None else prepare(support.task, split, support.live, **data)
         return prepare(task, split, live, **data), supported
 
     rows, support_rows = rows_of(cast(Split, how.choose_on))
@@ -120,6 +118,21 @@ def sweep(
         zero_shot=on_task(held.zero_shot(), rows),
         zero_shot_support=on_support(0.0, support_rows),
     )
+
+
+@dataclass(frozen=True)
+class _Support:
+    """The support task, and target's own model that it is measured on."""
+
+    task: TaskSpec
+    live: LiveModel
+
+    @classmethod
+    def of(cls, ported: Ported, task: TaskSpec, device: str) -> _Support:
+        return cls(task, load_live(ported.models.target.checkpoint, device=device))
+
+    def scores(self, ported: Ported, rows: Prepared) -> Scores:
+        return score_dict(evaluate(with_state(self.live, support_state(ported)), self.task, rows))
 
 
 def support_state(ported: Ported) -> dict[str, Tensor]:

@@ -152,16 +152,7 @@ def train(
     live = _start(checkpoint, spec, data_dir, device)
     for parameter in live.model.parameters():
         parameter.data = parameter.data.clone()  # it may be the checkpoint's own, which is not to change
-    rows = prepare(
-        spec.task,
-        "train",
-        live,
-        data_dir=data_dir,
-        limit=spec.limit,
-        shots=spec.shots,
-        seed=spec.seed,
-        progress=progress,
-    )
+    rows = _rows(live, spec, data_dir, progress)
     loss, steps = fit(live, spec, rows, progress=progress)
     report = {
         "base": {"location": checkpoint.location, "fingerprint": checkpoint.fingerprint()},
@@ -175,6 +166,12 @@ def train(
         files = {"train.json": json.dumps(report, indent=2, sort_keys=True) + "\n"}
         save(live.model.cpu(), Path(folder), place, files, companions=checkpoint.companions, force=force)
     return {**report, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _rows(live: LiveModel, spec: TrainSpec, data_dir: Path | None, progress: bool) -> Prepared:
+    """What is trained on."""
+    chosen: dict[str, Any] = {"limit": spec.limit, "shots": spec.shots, "seed": spec.seed}
+    return prepare(spec.task, "train", live, data_dir=data_dir, **chosen, progress=progress)
 
 
 def _validate(live: LiveModel, spec: TrainSpec, data_dir: Path | None) -> Scores | None:
