@@ -75,7 +75,7 @@ def test_as_transformers_writes_it(tmp_path: Path, options: dict) -> None:
 def test_details_of_the_files(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     odd = {"a": base, "b": base[1:2], "c": base.T, "d": torch.nn.Parameter(base.to(torch.bfloat16))}
-    write(tmp_path / "out", form=odd.__getitem__, read=odd.__getitem__, index_metadata={"by": "x"},
+    write(tmp_path / "out", form=odd.__getitem__, read=odd.__getitem__,
           files={"config.json": "{\"é\": 1}", "sub/x.bytes": b"\0\1"})  # fmt: skip
     opened = open_checkpoint(tmp_path / "out")
     assert all(torch.equal(opened.tensor(name), odd[name]) for name in odd)
@@ -88,7 +88,7 @@ def test_details_of_the_files(tmp_path: Path) -> None:
         modes = [stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) for name in (file, "config.json")]
         assert modes[0] == modes[1]
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
-    assert index["metadata"] == {"total_size": 48 + 16 + 48 + 24, "total_parameters": 12 + 4 + 12 + 12, "by": "x"}
+    assert index["metadata"] == {"total_size": 48 + 16 + 48 + 24, "total_parameters": 12 + 4 + 12 + 12}
     assert (tmp_path / "out/config.json").read_text(encoding="utf-8") == '{"é": 1}'
     assert (tmp_path / "out/sub/x.bytes").read_bytes() == b"\0\1" and os.listdir(tmp_path) == ["out"]
 

@@ -97,24 +97,13 @@ def run_bench(
         InputError: the output or the cache cannot be written.
     """
     asked = BenchRequest.asked(request, options)
-    how, device, progress, data_dir = asked.bench, asked.run.device, asked.run.progress, asked.data.data_dir
+    how, device, data_dir = asked.bench, asked.run.device, asked.data.data_dir
     place, began, threads = Path(out), time.monotonic(), how.threads
     check_output(place)
     sections = _sections(recipe, cast(Sequence[Section], how.only))
-    settings = Settings(
-        recipe=plain(recipe),
-        sections=tuple(sections),
-        out=place.resolve(),
-        cache=(how.cache or default_cache()).resolve(),
-        data_dir=None if data_dir is None else data_dir.resolve(),
-        device=device,
-        threads=threads,
-        progress=progress,
-    )
-    if settings.data_dir is not None and not settings.data_dir.is_dir():
-        raise InputError(f"the data directory {data_dir} does not exist")
+    settings = _settings(recipe, sections, place, asked)
     count = how.workers or (min(usable_cores(), 4) if device == "cpu" else 1)
-    report_to_stderr(log, not progress)
+    report_to_stderr(log, not asked.run.progress)
     jobs = _jobs(recipe, sections, settings)
     kept = _kept(jobs, settings)
     left = [one for one in jobs if one.name not in kept]
@@ -136,6 +125,27 @@ def run_bench(
     found = results(recipe, sections, cells, failures, origin)
     tables, result = write_all(found, recipe, place, cells)
     return Finished(place, result, failures, sum(one.fresh for one in cells), tables)
+
+
+def _settings(recipe: Recipe, sections: Sequence[Section], out: Path, asked: BenchRequest) -> Settings:
+    """What every process is told.
+
+    Raises:
+        InputError: there is no such data directory.
+    """
+    data_dir = asked.data.data_dir
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"the data directory {data_dir} does not exist")
+    return Settings(
+        recipe=plain(recipe),
+        sections=tuple(sections),
+        out=out.resolve(),
+        cache=(asked.bench.cache or default_cache()).resolve(),
+        data_dir=None if data_dir is None else data_dir.resolve(),
+        device=asked.run.device,
+        threads=asked.bench.threads,
+        progress=asked.run.progress,
+    )
 
 
 # --- in every process ---------------------------------------------------------------------------------------------

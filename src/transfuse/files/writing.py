@@ -96,7 +96,6 @@ def write_checkpoint(
     *,
     files: Mapping[str, bytes | str],
     copy_from: Path | None,
-    index_metadata: Mapping[str, Any] | None = None,
     finish: Callable[[Path], Mapping[str, bytes | str]] | None = None,
     force: bool = False,
 ) -> None:
@@ -108,7 +107,6 @@ def write_checkpoint(
         files: Further files by name (text is stored as UTF-8); they win over copied ones.
         copy_from: Folder whose tokenizer, processor and other small files are copied; weights of any framework,
             indices, README.md, code, hidden files, maps, results and files over 200 MB are not.
-        index_metadata: More keys for the metadata of the index, which is written if there are several shards.
         finish: Called with the folder when all else is in it and it is not yet in place: a last check of it, which may
             give further files.
         force: Replace an existing model folder.
@@ -127,7 +125,7 @@ def write_checkpoint(
                 _copy_companions(copy_from, partial, skip=place)
         metadata = _write_shards(out, partial, weights)
         with _explained(out):
-            _write_index(partial, weights.plan, {**metadata, **(index_metadata or {})})
+            _write_index(partial, weights.plan, metadata)
             for name, content in files.items():
                 _write_file(partial / name, content)
         late = finish(partial) if finish is not None else {}
