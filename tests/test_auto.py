@@ -151,3 +151,13 @@ def test_command_says_why(models: dict[str, Path], tmp_path: Path) -> None:
 def test_dry_run_chooses_nothing(models: dict[str, Path]) -> None:
     places = models["source"], models["tuned"], models["stranger"]
     assert port(*places, dry_run=True).report["method"] == "auto"
+
+
+def test_what_the_weights_say_is_the_verdict(models: dict[str, Path]) -> None:
+    """Also where the port goes another way: on drawn inputs, or on given ones, whose maps say nothing of weights."""
+    strangers = port(models["source"], models["tuned"], models["stranger"], verify=False).report
+    assert strangers["method"] == "functional"
+    tried = [one["model"] for one in strangers["choice"]["null_tests"].values()]
+    assert strangers["relation"]["verdict"] in tried and strangers["relation"]["null"]["model"]["excess"] < 0.25
+    near = port(models["source"], models["tuned"], models["continued"], inputs=DRAWN, verify=False).report
+    assert near["method"] == "functional" and near["relation"]["verdict"] == "same-lineage"

@@ -522,3 +522,21 @@ def test_a_state_dict_is_copied_once() -> None:
     assert opened.tensor("tied").data_ptr() == opened.tensor("b.weight").data_ptr()
     assert opened.fingerprint() == open_checkpoint(before).fingerprint()
     assert opened.config["id2label"] == {"0": "A"}
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "half \ud800"])
+def test_names_that_no_file_can_hold(tmp_path: Path, name: str) -> None:
+    """What is read under such a name could not be written, or not be read again."""
+    with pytest.raises(InputError, match="is no name for a tensor"):
+        open_checkpoint({name: torch.zeros(2), "b": torch.zeros(2)})
+    raw = json.dumps({name: ENTRY, "b": {**ENTRY, "data_offsets": [8, 16]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(16))
+    with pytest.raises(InputError):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_dimensions_beyond_any_memory(tmp_path: Path) -> None:
+    raw = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**70], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
+    with pytest.raises(InputError, match="no sound shape"):
+        open_checkpoint(tmp_path / "x.safetensors")

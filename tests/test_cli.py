@@ -409,11 +409,13 @@ def test_an_interrupted_port_leaves_nothing(
 def test_an_interrupted_match_leaves_nothing(
     three: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(tensors: Any, path: str, metadata: Any) -> None:
-        Path(path).write_bytes(b"half of it")
+    whole = Path.write_bytes
+
+    def interrupted(path: Path, content: bytes) -> None:
+        whole(path, b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("transfuse.maps.collection.save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     result = run("match", three[0], three[2], "-o", tmp_path / "maps", *FAST)
     assert result.exit_code == 1 and "Aborted!" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -423,7 +423,7 @@ def test_a_merge_of_one_is_its_port(tmp_path: Path) -> None:
     places = [save(model, tmp_path / name) for name, model in models.items()]
     expected = fitted(places).state_dict()
     options: dict[str, Any] = {"method": "functional", "inputs": DRAWN, "null_trials": 0}
-    found = merge(places[0], places[2], [places[1]], **options).state_dict()
+    found = merge(places[0], [places[1]], places[2], **options).state_dict()
     for name, one in expected.items():
         torch.testing.assert_close(found[name], one, rtol=0, atol=1e-12, msg=name)
 

@@ -474,3 +474,9 @@ def test_every_kind_after_every_other(second: str, first: str):
 def test_maps_of_other_sizes_do_not_compose():
     with pytest.raises(InputError, match="take 6 units where the first give 5"):
         _ = Maps({"a": make("permutation", (2, 3), 0)}) @ Maps({"a": make("permutation", (1, 5), 0)})
+
+
+def test_a_maps_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    Maps({"s": Permutation(torch.arange(3))}, method="tied").save(tmp_path / "maps")
+    assert (tmp_path / "maps").stat().st_mode == (tmp_path / "plain").stat().st_mode

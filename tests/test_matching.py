@@ -328,8 +328,10 @@ def test_max_sweeps() -> None:
 def test_methods_without_maps() -> None:
     for method in ("naive", "random"):
         assert match(reference(0), reference(1), method=method, config=CONFIG.as_dict()).spaces == {}
-    with pytest.raises(InputError, match=r"unknown method 'nave'; known: naive, random, git-rebasin, "):
+    with pytest.raises(InputError, match=r"unknown method 'nave'; near: naive$"):
         match(reference(0), reference(1), method="nave", config=CONFIG.as_dict())
+    with pytest.raises(InputError, match=r"unknown method 'x'; known: naive, random, git-rebasin, .*, auto$"):
+        match(reference(0), reference(1), method="x", config=CONFIG.as_dict())
 
 
 # --- recovery ---------------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 def run(bases: Path, names: list[str], **options: object) -> dict[str, Tensor]:
     tuned = [bases / name for name in names]
-    return merge(bases / "source", bases / "target", tuned, null_trials=0, **options).state_dict()  # pyright: ignore
+    return merge(bases / "source", tuned, bases / "target", null_trials=0, **options).state_dict()  # pyright: ignore
 
 
 @pytest.mark.parametrize(("how", "density"), [("sum", None), ("mean", None), ("ties", 0.4), ("dare", 0.4)])
@@ -189,7 +189,7 @@ def test_a_merge_of_one_is_a_port(bases: Path) -> None:
 
 def test_a_merge_is_written_like_a_port(bases: Path, tmp_path: Path) -> None:
     tuned = [bases / name for name in ("tuned1", "tuned2")]
-    result = merge(bases / "source", bases / "target", tuned, out=tmp_path / "out", how="ties", density=0.3)
+    result = merge(bases / "source", tuned, bases / "target", out=tmp_path / "out", how="ties", density=0.3)
     written = read(tmp_path / "out")
     assert all(torch.equal(written[name], one) for name, one in result.state_dict().items())
     BertModel.from_pretrained(tmp_path / "out")
@@ -205,7 +205,7 @@ def test_a_merge_is_written_like_a_port(bases: Path, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_bytes(bases: Path, tmp_path: Path) -> None:
     for out in ("one", "two"):
         tuned = [bases / "tuned1", bases / "tuned2"]
-        merge(bases / "source", bases / "target", tuned, out=tmp_path / out, how="dare", null_trials=0, seed=4)
+        merge(bases / "source", tuned, bases / "target", out=tmp_path / out, how="dare", null_trials=0, seed=4)
     one, two = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("one", "two"))
     assert one == two
 
@@ -234,7 +234,7 @@ def test_equal_heads_agree(bases: Path, tmp_path: Path) -> None:
     model = BertForSequenceClassification.from_pretrained(bases / "head4", state_dict=None, dtype=torch.float64)
     model.load_state_dict(other, strict=False)
     tiny.save(model, tmp_path / "twin")
-    found = merge(bases / "source", bases / "target", [bases / "head4", tmp_path / "twin"], null_trials=0)
+    found = merge(bases / "source", [bases / "head4", tmp_path / "twin"], bases / "target", null_trials=0)
     alone = port(bases / "source", bases / "head4", bases / "target", null_trials=0)
     assert torch.equal(found.tensor("classifier.weight"), alone.tensor("classifier.weight"))
 
@@ -244,3 +244,9 @@ def test_different_heads_are_refused(bases: Path, names: list[str], tmp_path: Pa
     with pytest.raises(InputError, match=r"different heads .'classifier"):
         run(bases, names, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tuned", ["tuned1", Path("tuned1"), iter(["tuned1"])], ids=["text", "path", "iterator"])
+def test_one_fine_tune_is_no_list(bases: Path, tuned: object) -> None:
+    with pytest.raises(InputError, match="a list of fine-tunes is needed"):
+        merge(bases / "source", tuned, bases / "target")  # pyright: ignore[reportArgumentType]

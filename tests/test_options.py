@@ -234,3 +234,16 @@ def test_what_training_takes_is_what_its_command_says() -> None:
     for name, one in TrainSpec.model_fields.items():
         if name not in ("task", "clip_norm"):
             assert declared[name] == (tuple(one.default) if isinstance(one.default, list) else one.default), name
+
+
+@pytest.mark.parametrize(
+    "request_", [{"alpha": 1.0}, "tied", ScaleRequest.of(shots=1)], ids=["dict", "text", "another"]
+)
+def test_a_request_is_that_of_the_function(request_: Any) -> None:
+    with pytest.raises(InputError, match="a PortRequest is needed"):
+        PortRequest.asked(request_, {})
+
+
+def test_a_number_beyond_float_is_refused() -> None:
+    with pytest.raises(InputError, match="alpha is 1000"):
+        PortRequest.of(alpha=10**400)

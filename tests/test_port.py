@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from tiny import Model, State, bert, clip, fine_tuned, planted, randomise, save, state_of, vit
-from transfuse import InputError, VerificationError, match, port
+from transfuse import InputError, Inputs, VerificationError, match, port
 from transfuse.data.tasks import DataSpec, TaskSpec
 from transfuse.porting import output, run
 from transfuse.porting.inspection import inspect_models
@@ -799,7 +800,7 @@ def test_a_report_says_the_options_of_its_own_run(trio: Folders) -> None:
     assert report["equivalence"]["passed"]
     made = port(*trio, method="tied", null_trials=0, seed=9, max_sweeps=3).report
     assert made["options"]["max_sweeps"] == 3 and made["options"]["seed"] == 9 and "maps_options" not in made
-    merged = merge(trio[0], trio[2], [trio[1]], maps=maps, seed=9).report
+    merged = merge(trio[0], [trio[1]], trio[2], maps=maps, seed=9).report
     assert merged["options"]["seed"] == 9 and merged["maps_options"]["seed"] == 5
 
 
@@ -810,7 +811,7 @@ def test_maps_of_another_method_than_asked_for(trio: Folders) -> None:
     wrong = "the maps were made by method 'git-rebasin' and method 'tied' is asked for"
     runs: dict[str, Callable[..., Any]] = {
         "port": lambda **options: port(*trio, **options),
-        "merge": lambda **options: merge(trio[0], trio[2], [trio[1]], **options),
+        "merge": lambda **options: merge(trio[0], [trio[1]], trio[2], **options),
         "sweep": lambda **options: sweep(*trio, task, **options),
         "scale": lambda **options: scale(*trio, task, shots=2, **options),
         "refine": lambda **options: refine(*trio, task, per_class=2, **options),
@@ -823,4 +824,33 @@ def test_maps_of_another_method_than_asked_for(trio: Folders) -> None:
             assert ran(maps=maps).report["method"] == "git-rebasin"
             assert ran(maps=maps, method="git-rebasin").report["method"] == "git-rebasin"
     assert port(*trio, maps=maps, method="auto").report["method"] == "git-rebasin"
-    assert merge(trio[0], trio[2], [trio[1]], null_trials=0).report["method"] == "tied"
+    assert merge(trio[0], [trio[1]], trio[2], null_trials=0).report["method"] == "tied"
+
+
+def test_a_classifier_given_twice_is_no_fine_tune(trio: Folders) -> None:
+    with pytest.raises(InputError, match="the task vector is zero"):
+        port(trio[1], trio[1], trio[2], dry_run=True)
+
+
+def test_modules_can_be_run_on_inputs() -> None:
+    source, target = (vit(seed).float() for seed in (0, 1))
+    tuned = fine_tuned(source)
+    before = {name: x.clone() for name, x in target.state_dict().items()}
+    found = port(source, tuned, target, inputs=Inputs("synthetic", count=8), verify=False)
+    assert found.report["method"] == "functional"
+    assert all(torch.equal(x, before[name]) and not x.is_meta for name, x in target.state_dict().items())
+
+
+def test_a_config_of_transformers_completes_a_state_dict() -> None:
+    models = [bert(seed=seed) for seed in (0, 1)]
+    given = [match(*map(state_of, models), config=one) for one in (models[0].config, models[0].config.to_dict())]
+    assert given[0].report == given[1].report and given[0].spaces
+
+
+def test_an_output_inside_target_is_no_part_of_the_next(trio: Folders, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(trio[2], tmp_path / "target"))
+    (target / "1_Pooling").mkdir()
+    (target / "1_Pooling/config.json").write_text("{}")
+    port(trio[0], trio[1], target, method="naive", out=target / "first", verify=False)
+    port(trio[0], trio[1], target, method="naive", out=tmp_path / "second", verify=False)
+    assert (tmp_path / "second/1_Pooling/config.json").exists() and not (tmp_path / "second/first").exists()

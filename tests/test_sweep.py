@@ -93,7 +93,7 @@ def test_alphas_by_tensor(folder: Path) -> None:
 
 
 def test_a_held_merge(folder: Path) -> None:
-    result = merge.merge(folder / "source", folder / "target", [folder / "tuned"] * 2, null_trials=0, how="mean")
+    result = merge.merge(folder / "source", [folder / "tuned"] * 2, folder / "target", null_trials=0, how="mean")
     assert all(torch.equal(one, result.tensor(name)) for name, one in result.tensors.held().state().items())
 
 

@@ -363,3 +363,19 @@ def test_a_port_in_memory_is_read_no_more(ported: Ported) -> None:
     assert asked.seen == list(ported.update.names)
     states = [held.at(alpha).state() for alpha in (0.0, 0.5, 1.0)]
     assert asked.seen == list(ported.update.names) and len(states) == 3
+
+
+def test_narrow_factors_are_added_without_rounding() -> None:
+    one = Factors(draw(4, 2, seed=1).bfloat16(), draw(2, 5, seed=2).bfloat16(), 0.3)
+    both = LowRank({"a": one}) + LowRank({"a": one})
+    torch.testing.assert_close(both.of("a"), 2 * one.dense(), rtol=0, atol=1e-6)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the mask of tensor 'a' is \(2,\), the tensor \(2, 2\)"):
+        Masked(Dense({"a": torch.ones(2, 2)}), {"a": torch.ones(2, dtype=torch.bool)}).of("a")
+
+
+def test_a_tensor_without_a_scale_of_its_own_is_not_scaled() -> None:
+    found = Dense({"a": torch.ones(2), "b": torch.ones(2)}).scaled({"a": 0.5})
+    assert found.of("a").tolist() == [0.5, 0.5] and found.of("b").tolist() == [1, 1]

@@ -24,7 +24,7 @@ from transfuse.errors import InputError
 from transfuse.files import writing
 from transfuse.files.checkpoint import Checkpoint
 from transfuse.files.opening import open_checkpoint
-from transfuse.files.reading import DTYPES, TensorInfo
+from transfuse.files.reading import DTYPES, Parts, TensorInfo
 from transfuse.files.streaming import Misformed
 from transfuse.files.writing import Weights, check_output, plan_like, write_checkpoint
 
@@ -343,7 +343,7 @@ def target(kind: str, shards: dict[str, str]) -> Checkpoint:
     """A checkpoint with one-letter tensors, given as file -> letters; its tensors are never read."""
     headers = {name: TensorInfo((1,), torch.float32, file) for file, names in shards.items() for name in names}
     plan = {file: tuple(names) for file, names in shards.items()}
-    return Checkpoint("x", None, kind, {}, headers, plan, TENSORS.__getitem__)
+    return Checkpoint("x", None, kind, {}, headers, plan, Parts({}, {}))
 
 
 def of(count: int, stem: str = "model", suffix: str = "safetensors") -> list[str]:

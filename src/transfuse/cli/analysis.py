@@ -114,7 +114,7 @@ def refine(source: str, tuned: str, target: str, task: str, request: RefineReque
 def merge(source: str, tuned: tuple[str, ...], target: str, request: MergeRequest, as_json: bool) -> None:
     from ..porting.merge import merge as run
 
-    result = run(source, target, tuned, request=request)
+    result = run(source, tuned, target, request=request)
     print_report({"out": str(result.out), **result.report}, as_json, merge_text)
 
 

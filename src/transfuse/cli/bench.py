@@ -34,7 +34,9 @@ def bench(recipe: str | None, list_them: bool, request: BenchRequest, as_json: b
     from ..bench.run import resolve, run_bench
 
     if list_them:
-        click.echo("\n".join(f"{name:<32} {load_recipe(name).title}" for name in shipped_recipes()))
+        titles = {name: load_recipe(name).title for name in shipped_recipes()}
+        listed = "\n".join(f"{name:<32} {title}" for name, title in titles.items())
+        click.echo(json.dumps(titles, indent=2) if as_json else listed)
         return
     out, how, data = request.output.out, request.bench, request.data
     if recipe is None or out is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,11 +37,11 @@ class DeltaReport:
         return asdict(self)
 
 
-def delta_report(models: Models, *, heads_come: bool = False) -> DeltaReport:
+def delta_report(models: Models, heads: Collection[str] = ()) -> DeltaReport:
     """Measures the task vector.
 
     Args:
-        heads_come: whether a head of tuned is carried over, so that an unchanged body is still worth a port.
+        heads: names of what is carried over with tuned; one that source has not makes an unchanged body worth a port.
 
     Raises:
         InputError: it is zero, or no tensor of tuned has a name of source.
@@ -61,7 +61,7 @@ def delta_report(models: Models, *, heads_come: bool = False) -> DeltaReport:
             f"{source.checkpoint.location} ({next(iter(tuned.disk), '-')!r}, {next(iter(source.disk), '-')!r}): "
             "another architecture, or another prefix; name the family"
         )
-    if not changed and not heads_come:
+    if not changed and all(name in changes for name in heads):
         raise InputError(
             f"tuned {tuned.checkpoint.location} has the same weights as source {source.checkpoint.location}: the task "
             "vector is zero, there is nothing to port (was the base given twice, or the fine-tune never saved?)"
@@ -122,6 +122,11 @@ TEXTS = {
 }
 
 
+def strength(null: Mapping[str, NullTest]) -> int:
+    """How much a null test found, in its weakest tower: the place of the verdict in `TEXTS`."""
+    return min((list(TEXTS).index(one.verdict) for one in null.values()), default=-1)
+
+
 def relation(models: Models, maps: Maps | None = None, null: Mapping[str, NullTest] | None = None) -> Relation:
     """Says how source and target are related.
 
@@ -131,7 +136,8 @@ def relation(models: Models, maps: Maps | None = None, null: Mapping[str, NullTe
     if models.resizing is not None:
         return Relation("other-shapes", TEXTS["other-shapes"], {}, {})
     cosines = {tower: one.identity for tower, one in null.items()} if null else raw_cosines(models)
-    as_is = maps is None or maps.is_identity or bool(maps.report.get("identity_is_as_good"))
+    # Maps of activations have nothing to say on whether weights agree as they are.
+    as_is = maps is None or maps.is_identity or bool(maps.report.get("identity_is_as_good", True))
     towers = {tower: _verdict(cosine, as_is, null[tower] if null else None) for tower, cosine in cosines.items()}
     weakest = min(towers.values(), key=list(TEXTS).index)
     text = TEXTS[weakest]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .reading import BLOCK, Known, TensorInfo, flat_blocks
+from .reading import BLOCK, Known, Parts, TensorInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Checkpoint:
     config: dict[str, Any] = field(repr=False)
     headers: Mapping[str, TensorInfo] = field(repr=False)
     shards: dict[str, tuple[str, ...]] = field(repr=False)
-    _read: Callable[[str], torch.Tensor] = field(repr=False)
+    _read: Parts = field(repr=False)
     origin: Checkpoint | None = field(default=None, repr=False)
     changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict, repr=False)
     known: Known = field(default_factory=Known, repr=False)
@@ -77,7 +77,7 @@ class Checkpoint:
         if self.origin is not None:
             return self.origin.raw_blocks(name)
         self._count(name)
-        return flat_blocks(self._read, name)
+        return self._read.blocks(name)
 
     def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of `origin` as it is seen here."""
@@ -114,7 +114,7 @@ class Checkpoint:
         if self.origin is not None:
             return self.changed(name, self.origin.tensor(name))
         self._count(name)
-        return self._read(name)
+        return self._read.read(name)
 
     def _count(self, name: str) -> None:
         if name not in self.headers:

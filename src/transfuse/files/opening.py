@@ -40,7 +40,8 @@ def open_checkpoint(
             ("org/name", "org/name@revision"), a mapping name -> tensor, a module (its state dict, and its
             config if it has one), or a Checkpoint. What is in memory is copied (tied tensors once), so that it can be
             changed later: training a model changes its state dict.
-        config: Keys that go over those of the model's own config: a mapping, a JSON file, or JSON text ("{...").
+        config: Keys that go over those of the model's own config: a mapping, a config of transformers, a JSON file, or
+            JSON text ("{...").
         role: What the model is to the caller ("source", "tuned", ...), for messages.
 
     Raises:
@@ -50,11 +51,14 @@ def open_checkpoint(
     extra = _given_config(config)
     if isinstance(location, Checkpoint):
         return replace(location, config={**location.config, **extra}) if extra else location
+    kind = "state_dict"
     if isinstance(location, nn.Module):
-        location, extra = location.state_dict(), {**_config_of(location), **extra}
+        own = _config_of(location)
+        kind = "transformers" if own.get("model_type") else kind
+        location, extra = location.state_dict(), {**own, **extra}
     if isinstance(location, Mapping):
         part = mapping_part(location, "", "in memory", copied=True)
-        return _assemble("in memory", None, "state_dict", extra, {"": part})
+        return _assemble("in memory", None, kind, extra, {"": part})
     if not isinstance(location, str | os.PathLike):
         raise InputError(
             f"{role} is given as {type(location).__name__}, which is no model: give a folder, a weight file, a hub id, "
@@ -72,7 +76,9 @@ def open_checkpoint(
     return _open_folder(where, fetch_model(where, match["repo"], match["revision"]), extra)
 
 
-def _given_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
+def _given_config(config: Any) -> dict[str, Any]:
+    if hasattr(config, "to_dict"):
+        return _as_in_a_file(config)
     if config is None or isinstance(config, Mapping):
         return copy.deepcopy(dict(config or {}))  # the caller may go on to change it, like the tensors
     text = os.fspath(config)
@@ -87,9 +93,13 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
     own: Any = getattr(model, "config", None)
     if not hasattr(own, "to_dict"):
         return {}
-    found = json.loads(json.dumps(own.to_dict(), default=str))  # a file has text where labels have numbers
     # The config of a model with a new head still names the class that it was loaded from until it is saved.
-    return {**found, "architectures": [type(model).__name__]}
+    return {**_as_in_a_file(own), "architectures": [type(model).__name__]}
+
+
+def _as_in_a_file(config: Any) -> dict[str, Any]:
+    """A config object as a file holds it: text where labels have numbers."""
+    return json.loads(json.dumps(config.to_dict(), default=str))
 
 
 def _open_folder(where: str, folder: Path, extra: dict[str, Any]) -> Checkpoint:

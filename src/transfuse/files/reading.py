@@ -10,7 +10,7 @@ import json
 import os
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 
 _MAX_HEADER = 100_000_000  # bytes, as safetensors has it
+METADATA = "__metadata__"  # the key of a header that is no tensor
 # Numbers in a block: what is done with one, in float64 at most, stays in a core's cache.
 BLOCK = 2**16
 
@@ -109,7 +110,7 @@ class Safetensors:
     def blocks(self, name: str) -> Iterator[Tensor]:
         """See `Part`."""
         info = self.infos[name]
-        count, start = _numel(info.shape), self._starts[name]
+        count, start = numel(info.shape), self._starts[name]
         buffer = torch.empty(min(count, BLOCK), dtype=info.dtype)
         for first in range(0, count, BLOCK):
             block = buffer[: count - first]
@@ -132,7 +133,9 @@ class Safetensors:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror or err})") from err
+    except (ValueError, LookupError, TypeError, RecursionError) as err:
         raise InputError(f"{path}: not a valid safetensors file ({err}), cut off or damaged; get it again") from err
 
 
@@ -157,12 +160,12 @@ def _header(path: Path, file: int) -> tuple[dict[str, TensorInfo], dict[str, int
         entries = json.loads(raw, object_pairs_hook=_without_doubles)
     except ValueError as err:
         raise ValueError(f"its header is not valid JSON: {err}") from err
-    entries.pop("__metadata__", None)
+    entries.pop(METADATA, None)
     infos, starts, end = {}, {}, 0
     for name, entry in sorted(entries.items(), key=lambda one: one[1]["data_offsets"]):
         info = _checked_info(path, name, entry, end)
         infos[name], starts[name] = info, 8 + length + end
-        end += _numel(info.shape) * info.dtype.itemsize
+        end += numel(info.shape) * info.dtype.itemsize
     if 8 + length + end != size:
         raise ValueError(f"tensors of {end} bytes in a file of {size}")
     return infos, starts
@@ -177,18 +180,27 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _checked_info(path: Path, name: str, entry: Mapping[str, Any], start: int) -> TensorInfo:
     """What the header says of a tensor that has to begin at `start`."""
+    check_name(name)
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise InputError(f"{path}: tensor '{name}' is quantised or of unknown dtype ({entry['dtype']})")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not all(isinstance(one, list) and all(type(n) is int and n >= 0 for n in one) for one in (shape, offsets)):
+    lists = all(isinstance(one, list) for one in (shape, offsets))
+    if not lists or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *offsets)):
         raise ValueError(f"tensor '{name}' has no sound shape or offsets")
-    if offsets != [start, start + _numel(tuple(shape)) * dtype.itemsize]:
+    if offsets != [start, start + numel(tuple(shape)) * dtype.itemsize]:
         raise ValueError(f"tensor '{name}', {shape} {entry['dtype']}, lies at {offsets}, not right behind the last one")
     return TensorInfo(tuple(shape), dtype, path.name)
 
 
-def _numel(shape: tuple[int, ...]) -> int:
+def check_name(name: str) -> None:
+    """Raises ValueError for the name of a tensor that no file can hold."""
+    if name == METADATA or any("\ud800" <= one <= "\udfff" for one in name):
+        raise ValueError(f"{name!r} is no name for a tensor")
+
+
+def numel(shape: Sequence[int]) -> int:
+    """How many numbers a tensor of this shape has."""
     count = 1
     for length in shape:
         count *= length
@@ -207,7 +219,8 @@ class Parts:
     files: Mapping[str, Part]
     holds: Mapping[str, tuple[str, str]]
 
-    def __call__(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
+        """See `Part`."""
         file, held = self.holds[name]
         return self.files[file].read(held)
 
@@ -230,8 +243,3 @@ class Known:
     finite: set[str] = field(default_factory=set)
     reads: Counter[str] = field(default_factory=Counter)
     fingerprint: str | None = None
-
-
-def flat_blocks(read: Any, name: str) -> Iterator[Tensor]:
-    """The blocks of a tensor, from whatever reads tensors by name."""
-    return read.blocks(name) if isinstance(read, Parts) else iter(read(name).reshape(-1).split(BLOCK))

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .reading import DTYPES
+from .reading import DTYPES, METADATA, numel
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # In the file the widest come first, so that every tensor is aligned; of one dtype by name.
@@ -54,7 +54,7 @@ def write_safetensors(
     names = sorted(forms, key=lambda name: (_ORDER.index(_NAMES[forms[name].dtype]), name))
     write(_header({name: forms[name] for name in names}))
     for name in names:
-        left = numel(forms[name])
+        left = numel(forms[name].shape)
         for piece in _pieces(name, forms[name], read(name)):
             write(piece.view(torch.uint8).numpy().data)
             left -= len(piece)
@@ -75,16 +75,11 @@ def _pieces(name: str, form: Formed, found: Pieces) -> Iterable[Tensor]:
 
 def _header(forms: Mapping[str, Formed]) -> bytes:
     """The header and its length, up to where the first tensor begins."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {METADATA: {"format": "pt"}}
     end = 0
     for name, form in forms.items():
-        start, end = end, end + numel(form) * form.dtype.itemsize
+        start, end = end, end + numel(form.shape) * form.dtype.itemsize
         entries[name] = {"dtype": _NAMES[form.dtype], "shape": list(form.shape), "data_offsets": [start, end]}
     raw = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw
-
-
-def numel(form: Formed) -> int:
-    """How many numbers a tensor has."""
-    return torch.Size(form.shape).numel()

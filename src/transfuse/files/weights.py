@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .reading import DTYPES, InMemory, Part, Safetensors
+from .reading import DTYPES, InMemory, Part, Safetensors, check_name
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,10 @@ def mapping_part(content: Any, file: str, where: str, *, copied: bool = False) -
             continue
         if value.layout != torch.strided or value.is_meta or value.dtype not in DTYPES.values():
             raise InputError(f"{where}: tensor '{name}' ({value.dtype}) is sparse, quantised, odd or without data")
+        try:
+            check_name(name)
+        except ValueError as err:
+            raise InputError(f"{where}: {err}") from err
         tensors[name] = value.detach()
     if not tensors:
         raise InputError(f"{where}: no tensors in it; a state dict is read, alone or under one of {', '.join(_UNWRAP)}")

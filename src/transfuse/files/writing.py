@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 from ..errors import InputError
 from .checkpoint import Checkpoint
-from .streaming import Formed, Pieces, numel, write_safetensors
+from .reading import numel
+from .streaming import Formed, Pieces, write_safetensors
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ _WEIGHT_SUFFIXES = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot",
     ".gguf", ".ggml", ".tflite", ".mlmodel", ".pb", ".pkl", ".pickle", ".nemo", ".mar",
 }  # fmt: skip
-_LEFT_OUT_NAMES = {"README.md", "result.json", "map.json", "maps.json", "trainer_state.json"}
+RESULT_FILE = "result.json"  # beside every model that this tool writes
+_LEFT_OUT_NAMES = {"README.md", RESULT_FILE, "map.json", "maps.json", "trainer_state.json"}
 _LEFT_OUT_FOLDERS = {"maps", "onnx", "openvino", "coreml", "runs", "__pycache__"}
 _LEFT_OUT_PATTERN = re.compile(
     r"\..*|.*\.pyc?|.*\.index(\.json)?|.*\.map\.json|openvino.*\.xml|.*\.data-\d+-of-\d+|.*\.ml(package|modelc)"
@@ -70,7 +72,7 @@ def _check_replaceable(out: Path, place: Path) -> None:
         raise InputError(f"{out}: cannot be read ({err.strerror})") from err
     if ".git" in names:
         raise InputError(f"{out}: it is a git repository, whose history would be lost; give another place")
-    if names and names.isdisjoint({"config.json", "result.json"}):
+    if names and names.isdisjoint({"config.json", RESULT_FILE}):
         raise InputError(f"{out}: it does not look like a model (no config.json or result.json); it is not replaced")
 
 
@@ -182,8 +184,8 @@ def _write_shards(out: Path, partial: Path, weights: Weights) -> dict[str, int]:
         forms = {name: weights.form(name) for name in names}
         with _new_file(out / file, partial / file) as put:
             write_safetensors(put, forms, weights.read)
-        totals["total_parameters"] += sum(numel(one) for one in forms.values())
-        totals["total_size"] += sum(numel(one) * one.dtype.itemsize for one in forms.values())
+        totals["total_parameters"] += sum(numel(one.shape) for one in forms.values())
+        totals["total_size"] += sum(numel(one.shape) * one.dtype.itemsize for one in forms.values())
     return totals
 
 
@@ -232,7 +234,11 @@ def _copy_companions(source: Path, target: Path, *, skip: Path) -> None:
     for folder, folders, files in os.walk(source, onerror=_raise):
         here = Path(folder)
         # The old or the new output may lie inside the folder that is copied.
-        folders[:] = [name for name in folders if not _left_out(name, folder=True) and (here / name).resolve() != skip]
+        folders[:] = [
+            name
+            for name in folders
+            if not _left_out(name, folder=True) and (here / name).resolve() != skip and not _is_output(here / name)
+        ]
         for name in files:
             if _is_companion(here / name, source):
                 copy = target / here.relative_to(source) / name
@@ -242,6 +248,11 @@ def _copy_companions(source: Path, target: Path, *, skip: Path) -> None:
 
 def _raise(err: OSError) -> None:
     raise err
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether this tool wrote a model there, which is no part of another one."""
+    return (folder / RESULT_FILE).is_file()
 
 
 def _left_out(name: str, *, folder: bool) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
@@ -82,7 +82,8 @@ class Maps:
         about["kinds"] = {name: one.kind for name, one in self.spaces.items()}
         partial = Path(f"{path}.partial")
         try:
-            save_file(tensors, str(partial), metadata={"transfuse_maps": json.dumps(about, sort_keys=True)})
+            # `save_file` makes files that only their owner can read.
+            partial.write_bytes(save(tensors, metadata={"transfuse_maps": json.dumps(about, sort_keys=True)}))
             partial.replace(path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: the maps could not be written: {error}") from error

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..evidence.null import NullTest, stored_null
-from ..evidence.relation import raw_cosines, relation
+from ..evidence.relation import raw_cosines, relation, strength
 from ..maps.collection import Maps
 from ..models.model import Models
 from ..options.groups import Inputs
@@ -48,21 +48,26 @@ class Choice:
         because: two sentences.
         inputs: on which it goes, if it goes by any.
         maps: what matching found on the way, if it is of that method.
-        tried: method -> verdict of its null test, by tower.
+        tried: method -> its null test, by tower.
     """
 
     method: str
     because: str
     inputs: Inputs = Inputs()
     maps: Maps | None = None
-    tried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    tried: Mapping[str, Mapping[str, NullTest]] = field(default_factory=dict)
+
+    @property
+    def null(self) -> Mapping[str, NullTest] | None:
+        """The null test that found the most."""
+        return max(self.tried.values(), key=strength, default=None)
 
     def as_dict(self) -> dict[str, Any]:
         """For `result.json`."""
         return {
             "method": self.method,
             "because": self.because,
-            "null_tests": {k: dict(v) for k, v in self.tried.items()},
+            "null_tests": {name: {t: one.verdict for t, one in null.items()} for name, null in self.tried.items()},
         }
 
 
@@ -108,14 +113,14 @@ def choose(models: Models, request: PortRequest) -> Choice:
 
 def _matched(models: Models, request: PortRequest) -> Choice:
     """By maps from the weights if they bring the bases near; else by drawn inputs; else by whatever there is."""
-    tried: dict[str, dict[str, str]] = {}
+    tried: dict[str, Mapping[str, NullTest]] = {}
     found: list[Choice] = []
     check = replace(request.check, null_trials=max(request.check.null_trials, 1))
     for method in map(get_method, BY_WEIGHTS):
         maps = match_models(models, method, request.match, request.change, request.run, check=check)
         null = stored_null(maps) or {}
-        tried[method.name] = {tower: one.verdict for tower, one in null.items()}
-        if null and all(verdict in _enough(method) for verdict in tried[method.name].values()):
+        tried[method.name] = null
+        if null and all(one.verdict in _enough(method) for one in null.values()):
             choice = Choice(method.name, _found(method, null), Inputs(), maps, dict(tried))
             if min(one.matched for one in null.values()) > NEAR:
                 return choice
@@ -134,7 +139,7 @@ def _enough(method: Method) -> tuple[str, ...]:
     return ("related-coordinates", "weak-correspondence") if method.solver.rotates else ("related-coordinates",)
 
 
-def _as_it_is(tried: Mapping[str, Mapping[str, str]]) -> Choice:
+def _as_it_is(tried: Mapping[str, Mapping[str, NullTest]]) -> Choice:
     because = "The models cannot be run on inputs here, so the task vector is added as it is. Little is expected of it."
     return Choice("naive", because, tried=tried)
 
@@ -148,7 +153,7 @@ def _found(method: Method, null: Mapping[str, NullTest]) -> str:
     )
 
 
-def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, str]] = {}) -> Choice | None:
+def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, NullTest]] = {}) -> Choice | None:
     """Functional on drawn inputs; None where the models cannot be run."""
     try:
         _check_that_it_runs(models)

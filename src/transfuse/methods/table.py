@@ -6,6 +6,7 @@ A method that combines known parts is one row; a new part is one class beside th
 from __future__ import annotations
 
 from ..errors import InputError
+from ..options.declare import near_or_known
 from ..options.groups import AUTO
 from .evidence import Activations, NoEvidence, Weights
 from .forms import Form
@@ -72,5 +73,5 @@ def get_method(name: str) -> Method:
         InputError: no such method.
     """
     if name not in METHODS:
-        raise InputError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+        raise InputError(f"unknown method {name!r}; {near_or_known(name, [*METHODS, AUTO])}")
     return METHODS[name]

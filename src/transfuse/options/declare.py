@@ -100,7 +100,10 @@ class Option:
         whole = self.kind is int
         if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
             return None
-        number = self.kind(value)
+        try:
+            number = self.kind(value)
+        except OverflowError:
+            return None
         if not (whole or math.isfinite(number)):
             return None
         low = (self.minimum is None or number >= self.minimum) and (self.above is None or number > self.above)
@@ -231,8 +234,16 @@ class Request:
 
     @classmethod
     def asked(cls, request: Self | None, options: Mapping[str, Any]) -> Self:
-        """What a function is asked for: its request, or none, and options over it; see `of`."""
-        return cls.of(**options) if request is None else request.changed(**options)
+        """What a function is asked for: its request, or none, and options over it; see `of`.
+
+        Raises:
+            InputError: as `of`, or the request of another function.
+        """
+        if request is None:
+            return cls.of(**options)
+        if not isinstance(request, cls):
+            raise InputError(f"request is {request!r}; a {cls.__name__} is needed")
+        return request.changed(**options)
 
     @classmethod
     def of(cls, **options: Any) -> Self:
@@ -285,7 +296,12 @@ class Request:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
+    return f"no option {name!r}; {near_or_known(name, known)}"
+
+
+def near_or_known(name: str, known: Sequence[str]) -> str:
+    """For a message on a name that is not known: those that are near, or all."""
     from difflib import get_close_matches  # only a mistake needs it
 
     near = get_close_matches(name, known, n=3)
-    return f"no option {name!r}; {'near' if near else 'known'}: {', '.join(near or known)}"
+    return f"{'near' if near else 'known'}: {', '.join(near or known)}"

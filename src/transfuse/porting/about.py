@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 def about_models(models: Models, plan: Plan) -> dict[str, Any]:
     """The first part of `result.json`; warnings are said on stderr too."""
-    delta = delta_report(models, heads_come=bool(plan.of("carry")))
+    delta = delta_report(models, [step.name for step in plan.of("carry")])
     opened = {model.role: model.checkpoint.origin or model.checkpoint for model in models.all()}
     return {
         "transfuse": __version__,

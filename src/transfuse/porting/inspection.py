@@ -53,7 +53,7 @@ def inspect_models(
     report["spaces"] = {space.name: space.size for space in models.layout.with_ties().spaces.values()}
     plan = make_plan(models) if models.tuned is not None else None
     if plan is not None:
-        report["delta"] = delta_report(models, heads_come=bool(plan.of("carry"))).as_dict()
+        report["delta"] = delta_report(models, [step.name for step in plan.of("carry")]).as_dict()
     if target is not None:
         report["resized"] = models.about_shapes()
         report["relation"] = _relation(models, row, asked)

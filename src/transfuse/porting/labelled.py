@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data.tasks import TaskSpec, load_task
 from ..methods.auto import ALPHAS
-from ..methods.table import METHODS
+from ..methods.table import get_method
 from ..options.groups import Check, Labelled
 from ..options.requests import PortRequest
 from ..running.inputs import prepare
@@ -31,10 +31,10 @@ def choose_by_labels(result: PortResult, request: PortRequest) -> PortResult:
     labelled = request.labelled
     task = load_task(labelled.task)
     tensors, first = result.tensors, result.report["method"]
-    candidates = {first: result}
-    if first != "naive":
+    candidates, as_it_is = {first: result}, get_method("naive")
+    if as_it_is.name not in candidates:
         plain = request.changed(alpha=1.0, check=Check(null_trials=0, verify=False))
-        candidates["naive"] = carry(tensors.models, tensors.plan, METHODS["naive"], plain)
+        candidates[as_it_is.name] = carry(tensors.models, tensors.plan, as_it_is, plain)
     losses = {name: _losses(one, task, request) for name, one in candidates.items()}
     # Of equals the choice made without labels, and the smaller scale.
     best = min(((name, alpha) for name in losses for alpha in ALPHAS), key=lambda pair: losses[pair[0]][pair[1]])

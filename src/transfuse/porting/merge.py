@@ -27,8 +27,8 @@ from .run import PortResult
 
 def merge(
     source: ModelLike,
-    target: ModelLike,
     tuned: Sequence[ModelLike],
+    target: ModelLike,
     *,
     request: MergeRequest | None = None,
     **options: Any,
@@ -36,8 +36,9 @@ def merge(
     """Carries several fine-tunes of `source` over to `target` through one set of maps and merges them there.
 
     Args:
-        source, target: old and new base.
-        tuned: fine-tunes of source. One head, at most, can come along: those that bring one have to agree in it.
+        source: the old base.
+        tuned: its fine-tunes. One head, at most, can come along: those that bring one have to agree in it.
+        target: the new base.
         request, **options: what is asked for (`MergeRequest`), options by name over it (`out`, `how`, `density`,
             `alpha`, `method`, ...). Method "auto" is "tied" here.
 
@@ -49,6 +50,8 @@ def merge(
         VerificationError: as `port`.
     """
     asked = MergeRequest.asked(request, options)
+    if not isinstance(tuned, Sequence) or isinstance(tuned, str):
+        raise InputError(f"tuned is given as {type(tuned).__name__}: a list of fine-tunes is needed")
     how, out, run = asked.merge.how, asked.output.out, asked.run
     kept = check_merge(how, asked.merge.density, len(tuned))
     if out is not None:

@@ -15,7 +15,7 @@ from ..errors import VerificationError
 from ..families.binding import canonical_names
 from ..files.configs import Unavailable
 from ..files.opening import open_checkpoint
-from ..files.writing import Weights, write_checkpoint
+from ..files.writing import RESULT_FILE, Weights, write_checkpoint
 from ..models.model import Models
 from ..models.plan import output_config, output_files
 from ..running.building import load_transformers
@@ -59,7 +59,7 @@ def write_port(
         if verify and models.target.checkpoint.kind == "transformers":
             result.report["loads"] = _check_loads(folder, config, models, [s.out for s in plan.of("carry")])
         report = json.dumps(result.report, indent=2, sort_keys=True) + "\n"
-        return {"result.json": report, "README.md": card(models, result.report)}
+        return {RESULT_FILE: report, "README.md": card(models, result.report)}
 
     with models.passes.phase("write"):
         write_checkpoint(

@@ -65,13 +65,15 @@ def port(
         models.need_one_shape(f"method {row.name}")
     if output.dry_run:
         return _planned(models, plan, row, asked.change.alpha, about)
+    null = None
     if row is None:
         with models.passes.phase("choose"):
             choice = choose(models, asked)
         log.info("method %s: %s", choice.method, choice.because)
         row, maps, asked = METHODS[choice.method], choice.maps, asked.changed(inputs=choice.inputs)
+        null = choice.null
         about["choice"] = choice.as_dict()
-    result = carry(models, plan, row, asked, maps=maps, about=about)
+    result = carry(models, plan, row, asked, maps=maps, null=null, about=about)
     if asked.labelled.given:
         result = choose_by_labels(result, asked)
     if output.out is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import VerificationError
-from ..evidence.null import stored_null
+from ..evidence.null import NullTest, stored_null
 from ..evidence.relation import relation
 from ..maps.collection import Maps
 from ..methods.match import match_models, open_inputs, recorded
@@ -61,6 +61,7 @@ def carry(
     request: PortRequest,
     *,
     maps: Maps | None = None,
+    null: Mapping[str, NullTest] | None = None,
     about: Mapping[str, Any] = {},
 ) -> PortResult:
     """A port of models that are open.
@@ -70,6 +71,7 @@ def carry(
         method: how.
         request: everything else that is asked for.
         maps: those that were found before.
+        null: a null test of the bases that was run before; that of the maps comes first.
         about: what the report says beside.
 
     Raises:
@@ -92,7 +94,7 @@ def carry(
         tensors = method.update.of(ported, prepared, change, run)
     report = {**about, "method": method.name, "summary": method.summary, "alpha": change.alpha}
     report |= _options(found, recorded(match, change, run, tie_qkv=found.tie_qkv))
-    return PortResult(report | _findings(models, method, found, equivalence), found, None, tensors)
+    return PortResult(report | _findings(models, method, found, equivalence, null), found, None, tensors)
 
 
 # Options that only say how maps are sought.
@@ -124,10 +126,16 @@ def _checked_equivalence(models: Models, method: Method, maps: Maps, seed: int, 
     return found
 
 
-def _findings(models: Models, method: Method, maps: Maps, equivalence: Equivalence | None) -> dict[str, Any]:
+def _findings(
+    models: Models,
+    method: Method,
+    maps: Maps,
+    equivalence: Equivalence | None,
+    null: Mapping[str, NullTest] | None,
+) -> dict[str, Any]:
     return {
         "match": {key: value for key, value in maps.report.items() if key != "null"},
-        "relation": relation(models, maps, stored_null(maps)).as_dict(),
+        "relation": relation(models, maps, stored_null(maps) or null).as_dict(),
         "equivalence": None if equivalence is None else equivalence.as_dict(),
         "exportable": method.exportable,
         "lost_updates": None,  # known once every tensor was written

@@ -57,8 +57,13 @@ class Factors:
 
     def __add__(self, other: Factors) -> Factors:
         """The sum, whose rank is the sum of the ranks: factors beside each other."""
-        left = torch.cat([self.scale * self.left, other.scale * other.left], 1)
+        left = torch.cat([one.scale * _wide(one.left) for one in (self, other)], 1)
         return Factors(left, torch.cat([self.right, other.right], 0))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Float32 at least: times a scale, narrow factors would be rounded."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..maps.random import tensor_generator
 
 Scale = float | Mapping[str, float]  # one for all tensors, or one for each by its canonical name
@@ -83,8 +84,8 @@ class Scaled(Update):
 
 
 def scale_of(by: Scale, name: str) -> float:
-    """The scale of one tensor."""
-    return by[name] if isinstance(by, Mapping) else by
+    """The scale of one tensor; 1 for one that is not named."""
+    return by.get(name, 1.0) if isinstance(by, Mapping) else by
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,8 @@ class Masked(Update):
         whole, mask = self.update.of(name), self.masks.get(name)
         if mask is None:
             return whole
+        if mask.shape != whole.shape:
+            raise InputError(f"the mask of tensor {name!r} is {tuple(mask.shape)}, the tensor {tuple(whole.shape)}")
         return whole.where(mask, 0.0) if mask.dtype == torch.bool else whole * mask
 
 

@@ -19,6 +19,7 @@ import yaml
 
 from ...data.splits import BaseModel
 from ...errors import InputError
+from ...options.declare import near_or_known
 from .parts import MethodSpec, ModelSpec, match_options
 from .spec import Limits, Recipe
 
@@ -163,9 +164,8 @@ def _text_of(name: str | Path) -> tuple[str, str]:
             ) from error
     known = shipped_recipes()
     if str(name) not in known:
-        raise InputError(
-            f"no recipe {str(name)!r}: no such file, and the shipped ones are {', '.join(known) or 'none'}"
-        )
+        said = near_or_known(str(name), known)
+        raise InputError(f"no recipe {str(name)!r}: no such file, and none of that name is shipped; {said}")
     return f"{name}.yaml", (_shipped() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
