@@ -9,19 +9,17 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..files.checkpoint import Checkpoint
 from ..files.opening import open_checkpoint
-from ..files.writing import check_output
 from ..methods.table import method_for_maps
 from ..models.model import ModelLike, Models
-from ..models.opening import open_models
 from ..models.plan import make_plan
 from ..options.groups import AUTO, Check, Output
 from ..options.requests import MergeRequest, PortRequest
 from ..update.merging import check_merge, merged
 from .card import merge_card
-from .given import refuse_inputs
 from .output import write_port
-from .port import port
+from .port import opened, port_models
 from .run import PortResult
 
 
@@ -54,17 +52,9 @@ def merge(
         raise InputError(f"tuned is given as {type(tuned).__name__}: a list of fine-tunes is needed")
     how, out, run = asked.merge.how, asked.output.out, asked.run
     kept = check_merge(how, asked.merge.density, len(tuned))
-    if out is not None:
-        check_output(out, force=asked.output.force)
     # Once: fingerprints take a while, and models in memory are copied.
-    source, target = open_checkpoint(source, role="source"), open_checkpoint(target, role="target")
-    tuned = [open_checkpoint(one, role="tuned") for one in tuned]
-    opened = [open_models(source, target, one, need_layout=False, **vars(asked.opening)) for one in tuned]
-    bearer = _head_bearer(opened)
-    if out is not None:
-        for models in opened:
-            refuse_inputs(models, out, asked.match.maps)
-    results = _ports(source, target, tuned, asked)
+    bases = open_checkpoint(source, role="source"), open_checkpoint(target, role="target")
+    results, bearer = _ports(bases, tuned, asked)
     update = merged([one.tensors.update for one in results], how=how, density=kept, seed=run.seed)
     about = {"how": how, "density": kept, "tuned": [_about(result) for result in results]}
     form = results[bearer].report | _of_all(results) | {"merge": about}
@@ -77,15 +67,27 @@ def merge(
     return result
 
 
-def _ports(source: ModelLike, target: ModelLike, tuned: Sequence[ModelLike], asked: MergeRequest) -> list[PortResult]:
-    """A port of each fine-tune; the first finds the maps, and checks them, for all."""
+def _ports(
+    bases: tuple[Checkpoint, Checkpoint], tuned: Sequence[ModelLike], asked: MergeRequest
+) -> tuple[list[PortResult], int]:
+    """A port of each fine-tune, and the number of the one whose head the output takes.
+
+    The first finds the maps, and checks them, for all.
+    """
     match = asked.match
     if match.maps is None:
         match = replace(match, method=method_for_maps(match.method).name)
-    results = [port(source, tuned[0], target, request=asked.shared(PortRequest, match=match, output=Output()))]
-    maps, unchecked = results[0].maps, Check(null_trials=0, verify=False)
-    again = {"match": replace(match, maps=maps, method=AUTO), "check": unchecked, "output": Output()}
-    return results + [port(source, other, target, request=asked.shared(PortRequest, **again)) for other in tuned[1:]]
+    whole = asked.shared(PortRequest, match=match)
+    runs = [opened(whole, bases[0], one, bases[1]) for one in tuned]
+    bearer = _head_bearer([models for models, _ in runs])
+    models, first = runs[0]
+    results = [port_models(models, first.changed(output=Output()))]
+    again = first.changed(
+        match=replace(match, maps=results[0].maps, method=AUTO),
+        check=Check(null_trials=0, verify=False),
+        output=Output(),
+    )
+    return results + [port_models(models, again) for models, _ in runs[1:]], bearer
 
 
 def _about(result: PortResult) -> dict[str, Any]:

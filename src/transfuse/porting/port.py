@@ -49,7 +49,15 @@ def port(
         InputError: an input or option cannot be used.
         VerificationError: the mapped source is not source, or the output does not load; nothing is written.
     """
-    asked = PortRequest.asked(request, options)
+    return port_models(*opened(PortRequest.asked(request, options), source, tuned, target))
+
+
+def opened(asked: PortRequest, source: ModelLike, tuned: ModelLike, target: ModelLike) -> tuple[Models, PortRequest]:
+    """The models of a port, and what is asked for with its maps read; all that can be refused by now is.
+
+    Raises:
+        InputError: see `port`.
+    """
     check_device(asked.run.device)
     maps, output = given_maps(asked.match), asked.output
     row = _method(asked, maps)
@@ -59,6 +67,17 @@ def port(
     models = open_models(source, target, tuned, **vars(asked.opening), need_layout=needs_layout)
     if output.out is not None:
         refuse_inputs(models, output.out, asked.match.maps)
+    return models, asked.changed(maps=maps)
+
+
+def port_models(models: Models, asked: PortRequest) -> PortResult:
+    """`port`, of models that are open.
+
+    Args:
+        models, asked: as from `opened`.
+    """
+    maps, output = asked.match.maps, asked.output
+    row = _method(asked, maps)
     plan = make_plan(models)
     about = about_models(models, plan)
     if row is not None and not row.any_shape:

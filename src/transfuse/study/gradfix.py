@@ -29,7 +29,7 @@ from ..options.requests import PortRequest, RefineRequest
 from ..options.studies import Mask
 from ..porting.card import model_card
 from ..porting.output import write_port
-from ..porting.port import port
+from ..porting.port import opened, port_models
 from ..porting.run import PortResult
 from ..running.inputs import Prepared, prepare
 from ..running.live import LiveModel, with_state
@@ -37,7 +37,7 @@ from ..running.scores import evaluate, score_dict
 from ..update.live import live_of
 from ..update.ported import Ported
 from .masks import MaskRule, Truth, mask_report, masked
-from .scale import check_place, compared, moving_parts
+from .scale import compared, moving_parts
 from .selection import Shots, choose_shots
 from .sweep import check_alphas
 from .votes import Tally, tally
@@ -217,8 +217,8 @@ def refine(
     """
     asked = RefineRequest.asked(request, options)
     mask, run, out, task = asked.mask, asked.run, asked.output.out, load_task(task)
-    check_place(asked, (source, tuned, target))
-    result = port(source, tuned, target, request=asked.shared(PortRequest, output=Output()))
+    models, whole = opened(asked.shared(PortRequest), source, tuned, target)
+    result = port_models(models, whole.changed(output=Output()))
     held = result.tensors.held()
     truth = None if mask.oracle is None else true_vector(held, mask.oracle, **vars(asked.opening))
     live = live_of(held, held.at(0.0).state(), device=run.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,13 @@ from tqdm import tqdm
 from ..data.tasks import ZERO_SHOT, TaskSpec, load_task
 from ..errors import InputError, TransfuseError
 from ..files.open_clip import is_of_text_tower
-from ..files.writing import check_output
 from ..models.model import ModelLike, Models
-from ..models.opening import open_models
 from ..options.groups import Output, Run
-from ..options.requests import PortRequest, RefineRequest, ScaleRequest
+from ..options.requests import PortRequest, ScaleRequest
 from ..options.studies import Scale
 from ..porting.card import model_card
-from ..porting.given import refuse_inputs
 from ..porting.output import write_port
-from ..porting.port import port
+from ..porting.port import opened, port_models
 from ..porting.run import PortResult
 from ..running.inputs import Batch, Prepared, prepare
 from ..running.live import LiveModel, module_params, with_state
@@ -188,8 +185,8 @@ def scale(
     """
     asked = ScaleRequest.asked(request, options)
     how, run, out, task = asked.scale, asked.run, asked.output.out, load_task(task)
-    check_place(asked, (source, tuned, target))
-    result = port(source, tuned, target, request=asked.shared(PortRequest, output=Output()))
+    models, whole = opened(asked.shared(PortRequest), source, tuned, target)
+    result = port_models(models, whole.changed(output=Output()))
     held = result.tensors.held()
     live = live_of(held, held.at(1.0).state(), device=run.device)
     where: dict[str, Any] = {"data_dir": asked.data.data_dir, "seed": run.seed}
@@ -212,17 +209,6 @@ def scale(
         checks = {"verify": asked.check.verify, "force": asked.output.force, "progress": run.progress}
         write_port(scaled, out, card=partial(_card, per=how.per), **checks)
     return scaled
-
-
-def check_place(asked: ScaleRequest | RefineRequest, models: Sequence[ModelLike]) -> None:
-    """Says whether the result can be written, before anything is matched."""
-    output = asked.output
-    if output.out is None:
-        return
-    check_output(output.out, force=output.force)
-    source, tuned, target = models
-    opened = open_models(source, target, tuned, **vars(asked.opening), need_layout=False)
-    refuse_inputs(opened, output.out, asked.match.maps)
 
 
 def compared(live: LiveModel, ported: Ported, **refined: Mapping[str, Tensor]) -> dict[str, LiveModel]:
