@@ -36,6 +36,7 @@ from transfuse.models.opening import open_models
 from transfuse.options.groups import Inputs
 from transfuse.porting.planted import PLANTED_MAPS, plant
 from transfuse.porting.verify import check_equivalence
+from transfuse.running.given import Unlabelled
 from transfuse.running.probes import Probe, Replay, probe_of_model
 from transfuse.running.taps import Seen
 from transfuse.spaces.layout import Layout, Space, tower_of
@@ -398,7 +399,7 @@ def test_theseus_is_procrustes_at_both_ends_of_every_module(tmp_path: Path) -> N
     result = transfuse.port(*places, method="theseus", inputs=DRAWN)
     assert result.report["equivalence"] is None, "there is no mapped source"
     models = open_models(places[0], places[2], places[1])
-    drawn = open_inputs(models, get_method("theseus"), DRAWN)
+    drawn = open_inputs(models, get_method("theseus"), DRAWN).task
     assert drawn is not None and models.tuned is not None
     source, target = (probe_of_model(one, models.layout, "cpu") for one in (models.source, models.target))
     batches = list(drawn.batches())
@@ -539,7 +540,9 @@ def test_every_tower_has_its_own_mask(masked: bool, tmp_path: Path, monkeypatch:
     for name, (mine, _) in means.items():
         torch.testing.assert_close(mine, seen[name].y[kept[tower(name)]].double().mean(0), msg=name)
     monkeypatch.setattr(functional, "_solved", noted)
-    functional.fit(probe, functional.Teachers(probe, probe, probe, Maps({})), form, inputs, functional.FitOptions())
+    functional.fit(
+        probe, functional.Teachers(probe, probe, probe, Maps({})), form, Unlabelled(inputs), functional.FitOptions()
+    )
     assert {tower(name) for name in fitted} == {"encoder", "decoder"}
     for name, weight in fitted.items():
         assert weight == int(kept[tower(name)].sum()) + 7 * 4, name  # the first token of each counts 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,13 @@ from transfuse.models.plan import make_plan
 from transfuse.options.groups import Inputs
 from transfuse.porting.merge import merge
 from transfuse.porting.planted import PLANTED_MAPS, plant
+from transfuse.running.given import Unlabelled
 from transfuse.running.inputs import Prepared
 from transfuse.running.live import load_live
 from transfuse.running.probes import Probe
 from transfuse.running.taps import find_sites
 from transfuse.spaces.axes import parse_axes
 from transfuse.spaces.layout import Layout, Space, is_linear
-from transfuse.update.distillation import DistilOptions, distil, distil_port, scores
 from transfuse.update.functional import (
     RIDGES,
     Fit,
@@ -51,7 +50,10 @@ from transfuse.update.functional import (
     fit_port,
     student_and_tuned,
 )
-from transfuse.update.ported import Ported, transported
+from transfuse.update.lessons import PLAIN, train_port
+from transfuse.update.ported import Ported, transported, unchanged
+from transfuse.update.teachers import answers
+from transfuse.update.training import Lesson, TrainOptions, train_on
 
 DRAWN = Inputs("synthetic", count=48)
 
@@ -191,7 +193,13 @@ def test_two_linear_layers(related: bool, transposed: bool) -> None:
     maps = Maps(best_maps(scores_of(collect(first, second, layout, inputs)), layout, "rotation"), streams="junction")
     student = Two(0, transposed)
     student.load_state_dict(target.state_dict())
-    found = fit(two_probe(student, layout), Teachers(first, second, last, maps), layout, inputs, FitOptions(ridge=1e-9))
+    found = fit(
+        two_probe(student, layout),
+        Teachers(first, second, last, maps),
+        layout,
+        Unlabelled(inputs),
+        FitOptions(ridge=1e-9),
+    )
     assert found.keys() == layout.params.keys()
     assert all(torch.equal(student.get_parameter(name), one) for name, one in found.items())
     new = torch.randn(20, 8, dtype=torch.float64)
@@ -222,7 +230,7 @@ def logits_of(result: PortResult | Path, inputs: Mapping[str, Tensor], kind: Any
 def opened_inputs(places: list[Path], given: Inputs = DRAWN) -> dict[str, Tensor]:
     """The inputs that a port goes by."""
     models = open_models(places[0], places[2], places[1])
-    found = open_inputs(models, get_method("functional"), given)
+    found = open_inputs(models, get_method("functional"), given).task
     assert found is not None
     return found.batch(torch.arange(len(found)))
 
@@ -351,7 +359,7 @@ def test_batches_do_not_matter(vits: list[Path], batch_size: int) -> None:
         inputs = prepared(drawn, size)
         maps = match_models(models, row, inputs=inputs)
         start = transported(models, make_plan(models), maps)
-        found.append(fit_port(start, inputs, FitOptions()).tensors)
+        found.append(fit_port(start, Unlabelled(inputs), FitOptions()).tensors)
     for name, one in found[0].items():
         torch.testing.assert_close(found[1][name], one, rtol=0, atol=1e-5, msg=name)
 
@@ -429,14 +437,13 @@ def test_a_merge_of_one_is_its_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["functional", "distillation"])
-def test_no_model_is_changed(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_changed(method: str, tmp_path: Path) -> None:
     """What is read from a checkpoint may be shared, and a head that comes along starts as tuned's own."""
-    monkeypatch.setattr("transfuse.update.distillation.DistilOptions", partial(DistilOptions, steps=10))
     base = bert(seed=0)
     tuned = fine_tuned(base, BertForSequenceClassification, num_labels=3)
     models = {"source": base, "tuned": tuned, "target": bert(seed=5)}
     places = [save(model, tmp_path / name) for name, model in models.items()]
-    opened = fitted(places, method=method).tensors.models
+    opened = fitted(places, method=method, train_steps=10).tensors.models
     for model, place in zip(opened.all(), places, strict=True):
         stored = load_file(place / "model.safetensors")
         assert all(torch.equal(model.checkpoint.tensor(name), one) for name, one in stored.items()), model.role
@@ -465,16 +472,16 @@ def clip_ported(places: list[Path], transport: str, count: int = 100) -> tuple[P
     """A port on images, with prompts beside them."""
     models = open_models(places[0], places[2], places[1])
     row = get_method({"fit": "functional", "train": "distillation"}[transport])
-    images = open_inputs(models, row, replace(DRAWN, count=count))
+    images = open_inputs(models, row, replace(DRAWN, count=count)).task
     assert images is not None
     inputs = images.with_extra(prompt_input_ids=PROMPTS, prompt_attention_mask=torch.ones_like(PROMPTS))
     plan = make_plan(models)
     maps = match_models(models, row, inputs=inputs)
     start = transported(models, plan, maps)
     if transport == "fit":
-        found = fit_port(start, inputs, FitOptions())
+        found = fit_port(start, Unlabelled(inputs), FitOptions())
     else:
-        found = distil_port(start, inputs, DistilOptions(steps=40, lr=5e-3))
+        found = train_port(unchanged(start), Unlabelled(inputs), replace(PLAIN, steps=40, lr=5e-3))
     return PortResult({}, maps, None, start.fitted(found)), inputs
 
 
@@ -516,7 +523,7 @@ def test_texts_do_not_reach_the_vision_tower(tmp_path: Path) -> None:
     ids[:, -1] = 2
     inputs = prepared({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     maps = match_models(models, get_method("functional"), inputs=inputs)
-    found = fit_port(transported(models, make_plan(models), maps), inputs, FitOptions())
+    found = fit_port(transported(models, make_plan(models), maps), Unlabelled(inputs), FitOptions())
     fitted = found.tensors
     assert {name.split("_")[0] for name in fitted} == {"text"} and "text_projection.weight" in fitted
     assert found.of("text_model.embeddings.token_embedding.weight").any(), "the table of tokens is contracted"
@@ -541,11 +548,22 @@ def test_embeddings_can_be_kept(vits: list[Path], method: str) -> None:
 
 
 def test_distillation_follows_tuned(vits: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transfuse.update.distillation.DistilOptions", partial(DistilOptions, steps=100, lr=3e-3))
-    seen, result = opened_inputs(vits), fitted(vits, method="distillation")
+    monkeypatch.setattr("transfuse.update.lessons.PLAIN", replace(PLAIN, lr=3e-3))
+    seen, result = opened_inputs(vits), fitted(vits, method="distillation", train_steps=100)
     tuned = logits_of(vits[1], seen)
     assert kl(logits_of(result, seen), tuned) < 0.1 * kl(logits_of(vits[2], seen), tuned)
     assert result.maps.spaces == {} and result.report["equivalence"] is None
+
+
+def scores_of_model(probe: Probe, inputs: Prepared, batch: Any) -> Tensor:
+    found = answers(probe, inputs)(batch).scores
+    assert found is not None
+    return found
+
+
+def distilled(student: Probe, tuned: Probe, inputs: Prepared, **options: Any) -> dict[str, Tensor]:
+    mine, its = (answers(one, inputs) for one in (student, tuned))
+    return train_on(student, [Lesson(inputs, mine, its)], TrainOptions(**options))
 
 
 def unfitted(models: Models) -> Ported:
@@ -559,7 +577,7 @@ def test_the_seed_is_that_of_the_order(vits: list[Path]) -> None:
     inputs, found = prepared(opened_inputs(vits)), []
     for seed in (0, 0, 1):
         student, tuned = student_and_tuned(unfitted(models), "cpu")
-        found.append(distil(student, tuned, inputs, DistilOptions(steps=4, batch_size=10, seed=seed)))
+        found.append(distilled(student, tuned, inputs, steps=4, batch_size=10, seed=seed))
     assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
     assert any(not torch.equal(one, found[2][name]) for name, one in found[0].items())
 
@@ -572,9 +590,12 @@ def test_one_step_of_distillation_goes_against_the_gradient(vits: list[Path]) ->
     inputs = prepared(opened_inputs(vits))
     batch = inputs.batch(torch.arange(len(inputs)))
     with torch.no_grad():
-        wanted = scores(tuned, batch, None)
+        wanted = scores_of_model(tuned, inputs, batch)
     loss = functional.kl_div(
-        scores(student, batch, None).log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
+        scores_of_model(student, inputs, batch).log_softmax(-1),
+        wanted.log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
     )
     names = dict(student.names)
     before = {name: student.module.get_parameter(one).detach().clone() for name, one in names.items()}
@@ -583,7 +604,7 @@ def test_one_step_of_distillation_goes_against_the_gradient(vits: list[Path]) ->
             names, torch.autograd.grad(loss, [student.module.get_parameter(one) for one in names.values()]), strict=True
         )
     )
-    found = distil(student, tuned, inputs, DistilOptions(steps=1, lr=1e-4))
+    found = distilled(student, tuned, inputs, steps=1, lr=1e-4)
     assert found.keys() == names.keys()
     for name, one in found.items():
         sure = grads[name].abs() > 1e-6

@@ -48,6 +48,7 @@ activation-permutation activations permutation procrustes inner-product tied    
 theseus                activations rotation    procrustes -             module   no      -        stock  maps      no      no    no
 functional             activations rotation    procrustes inner-product junction no      -        stock  fit       no      no    no
 distillation           activations identity    -          -             tied     no      -        stock  train     no      no    no
+two-teachers           activations identity    -          -             tied     no      -        stock  train     no      no    no
 """  # noqa: E501
 
 

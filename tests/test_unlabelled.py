@@ -181,7 +181,7 @@ def test_a_t5_is_carried_over(folder: Path, tmp_path: Path) -> None:
             (place / name).write_bytes((folder / "t5" / name).read_bytes())
     given = Inputs(TaskSpec(kind="seq2seq", data=text_data(folder / "texts"), max_length=12), count=40)
     models = open_models(places[0], places[2], places[1])
-    batch = whole(open_inputs(models, get_method("functional"), given))
+    batch = whole(open_inputs(models, get_method("functional"), given).task)
     inputs = {name: x for name, x in batch.items() if name != "labels"}
     assert len(inputs["decoder_input_ids"].unique(dim=0)) == 2
 

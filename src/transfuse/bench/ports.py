@@ -12,7 +12,7 @@ from typing import Any
 
 from .._version import __version__
 from ..maps.collection import Maps
-from ..options.groups import Inputs
+from ..options.groups import Inputs, Keep
 from ..porting.port import port
 from ..porting.run import PortResult
 from ..report.records import Record, Scores
@@ -69,6 +69,7 @@ class Ports:
             options = {"seed": self.seed, "device": settings.device, "data_dir": settings.data_dir}
             if method.by_task:
                 options |= {"method": method.method, "inputs": self._inputs(method, task), **method.options}
+                options |= {"keep": self._keep(method)}
             else:
                 options["maps"] = self.aligned[method.label].maps
             result = port(source, tuned, target, verify=False, **options)
@@ -79,9 +80,14 @@ class Ports:
         wanted = method.wanted_inputs
         if wanted is None:
             return Inputs()
-        name = wanted.task or task
-        about = SYNTHETIC if name == SYNTHETIC else self.bench.recipe.tasks[name]
-        return Inputs(about, count=wanted.count)
+        return Inputs(self._about(wanted.task or task), count=wanted.count)
+
+    def _keep(self, method: MethodSpec) -> Keep:
+        wanted = method.keep
+        return Keep() if wanted is None else Keep(self._about(wanted.task), count=wanted.count, weight=wanted.weight)
+
+    def _about(self, task: str) -> Any:
+        return SYNTHETIC if task == SYNTHETIC else self.bench.recipe.tasks[task]
 
     def live(self, result: PortResult) -> LiveModel:
         """The class of the ported model with its processors; its weights do not matter, so one serves all methods."""
@@ -121,8 +127,13 @@ class Ports:
         about = {"method": method.method, "options": method.options, "oracle": method.label == ORACLE}
         if wanted is None:
             return about
-        named = None if wanted.task in (None, SYNTHETIC) else self.bench.task_depends_on(wanted.task)
-        return {**about, "inputs": [stated(wanted), named]}
+        about["inputs"] = [stated(wanted), self._depends_on(wanted.task)]
+        if method.keep is not None:
+            about["keep"] = [stated(method.keep), self._depends_on(method.keep.task)]
+        return about
+
+    def _depends_on(self, task: str | None) -> Any:
+        return None if task in (None, SYNTHETIC) else self.bench.task_depends_on(task)
 
     def finished(self, cell: Cell, make: Callable[[], Record]) -> Done:
         """A cell, made where it is not there."""

@@ -2,7 +2,8 @@
 
 The rules come from measurements (docs/benchmarks.md, "Which method auto takes"):
 
-1. Unlabelled inputs are given: functional. No method was better by more than noise in any regime measured.
+1. Unlabelled inputs are given: functional, at the task the best for its price; with inputs to keep: two-teachers, the
+   one method that carries nine tenths of a task and keeps what a better release is better at.
 2. None are given and the bases nearly agree, as they are or after matching: naive, or the maps that were found.
 3. They do not: functional on drawn inputs, and a warning, since real ones serve far better. That was better than any
    method by weights from the point on where the release has been trained for as long as the base, or is a stranger.
@@ -80,6 +81,13 @@ def choose(models: Models, request: PortRequest) -> Choice:
     """
     inputs = request.inputs
     runs = models.family is not None and all(one.checkpoint.kind == "transformers" for one in models.all())
+    if inputs.given and runs and request.keep.given:
+        return Choice(
+            "two-teachers",
+            "Inputs of the task and inputs to keep are given, so target is trained to do what the fine-tune does on "
+            "the former and what it does itself on the latter. No closed form kept as much of both.",
+            inputs,
+        )
     if inputs.given and runs:
         return Choice(
             "functional",

@@ -10,9 +10,10 @@ from ..maps.collection import Maps, check_maps_output
 from ..models.model import ModelLike, Models
 from ..models.opening import open_models
 from ..models.passes import ASCENT
-from ..options.groups import Change, Check, Data, Inputs, Match, Run
+from ..options.groups import Change, Check, Data, Inputs, Keep, Match, Run
 from ..options.requests import MatchRequest
 from ..running.device import check_device
+from ..running.given import Unlabelled
 from .method import Method
 from .table import method_for_maps
 
@@ -49,7 +50,7 @@ def match_bases(source: ModelLike, target: ModelLike, asked: MatchRequest) -> tu
         check_maps_output(out, force=asked.output.force)
     opening = asked.opening
     models = open_models(source, target, family=opening.family, config=opening.config, need_layout=row.needs_layout)
-    prepared = open_inputs(models, row, asked.inputs, asked.data, asked.run)
+    prepared = open_inputs(models, row, asked.inputs, asked.data, asked.run).task
     maps = match_models(models, row, asked.match, asked.change, asked.run, inputs=prepared, check=asked.check)
     if out is not None:
         maps.save(out)
@@ -57,15 +58,15 @@ def match_bases(source: ModelLike, target: ModelLike, asked: MatchRequest) -> tu
 
 
 def open_inputs(
-    models: Models, method: Method, inputs: Inputs, data: Data = Data(), run: Run = Run()
-) -> Prepared | None:
-    """The inputs that a method needs, processed for target; None: it needs none.
+    models: Models, method: Method, inputs: Inputs, data: Data = Data(), run: Run = Run(), *, keep: Keep = Keep()
+) -> Unlabelled:
+    """The inputs that a method needs, processed for target, if it needs any.
 
     Raises:
         InputError: it needs some and none are given, or they cannot be read.
     """
     if not method.needs_inputs:
-        return None
+        return Unlabelled()
     if not inputs.given:
         raise InputError(
             f"method {method.name} goes by activations: give unlabelled inputs (--inputs TASK; 'synthetic' draws some, "
@@ -78,10 +79,11 @@ def open_inputs(
     checkpoint = models.target.checkpoint
     with models.passes.phase("inputs"):
         live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
-    prepared = read_inputs(inputs, live, data, run)
+    held = read_inputs(keep, live, data, run) if keep.given and method.update.needs_inputs else None
+    found = Unlabelled(read_inputs(inputs, live, data, run), held, keep.weight)
     if not method.finds_maps:
         let_go(models)  # what comes runs tuned and the output alone
-    return prepared
+    return found
 
 
 def match_models(

@@ -50,6 +50,8 @@ METHODS: dict[str, Method] = {
                "this project", "fits target's modules, one after the other, to what tuned does on unlabelled inputs"),
         Method("distillation", Activations(), Form(), NoMaps(), Train(),
                "Hinton et al. 2015 (1503.02531)", "trains target to give tuned's outputs on unlabelled inputs; source takes no part"),
+        Method("two-teachers", Activations(), Form(), NoMaps(), Train(plain=False),
+               "this project, after 1606.09282 and 2106.05237", "trains target: tuned's change on views of task inputs, its own answers on --keep"),
     )
 }
 # fmt: on

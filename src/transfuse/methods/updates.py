@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from ..options.groups import Change, Run
-    from ..running.inputs import Prepared
+    from ..running.given import Unlabelled
     from ..update.ported import Ported
 
 
@@ -20,21 +20,23 @@ class Update(ABC):
         transport: in the description of a method: "maps", "fit" or "train".
         is_control: whether it carries nothing of the fine-tune, as a measure for what does.
         needs_inputs: whether it needs unlabelled inputs, beside what matching needs.
+        trains: whether it takes steps of gradient descent.
         moves_source: whether the maps are to carry source itself, so that the mapped source is a model to check.
     """
 
     transport: ClassVar[str]
     is_control: ClassVar[bool] = False
     needs_inputs: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     moves_source: ClassVar[bool] = True
 
     @abstractmethod
-    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
+    def of(self, ported: Ported, inputs: Unlabelled, change: Change, run: Run) -> Ported:
         """The port with what this adds in the place of the task vector as maps carry it.
 
         Args:
             ported: with the task vector carried over by the maps.
-            inputs: unlabelled, processed for target, for updates that need some.
+            inputs: unlabelled, for updates that need some.
             change: how it is made.
             run: its seed and device, and whether there are bars.
 
@@ -49,7 +51,7 @@ class Contract(Update):
 
     transport: ClassVar[str] = "maps"
 
-    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
+    def of(self, ported: Ported, inputs: Unlabelled, change: Change, run: Run) -> Ported:
         return _with_embeddings_as_asked(ported, change)
 
 
@@ -60,7 +62,7 @@ class Noise(Update):
     transport: ClassVar[str] = "maps"
     is_control: ClassVar[bool] = True
 
-    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
+    def of(self, ported: Ported, inputs: Unlabelled, change: Change, run: Run) -> Ported:
         from ..update.objects import Noise as Drawn
 
         return _with_embeddings_as_asked(ported.with_update(Drawn(ported.update, run.seed)), change)
@@ -74,29 +76,41 @@ class Fit(Update):
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
 
-    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
+    def of(self, ported: Ported, inputs: Unlabelled, change: Change, run: Run) -> Ported:
         from ..update.functional import FitOptions, fit_port  # needs what evaluation needs
+        from ..update.lessons import TWO_TEACHERS, train_port
 
-        assert inputs is not None
         start, fitting = _with_embeddings_as_asked(ported, change), FitOptions(ridge=change.ridge)
         found = fit_port(start, inputs, fitting, device=run.device, progress=run.progress)
-        return _with_embeddings_as_asked(ported.fitted(found), change)
+        fitted = ported.fitted(found)
+        if change.polish:
+            training = replace(TWO_TEACHERS, steps=change.polish, seed=run.seed)
+            fitted = fitted.fitted(train_port(fitted, inputs, training, device=run.device, progress=run.progress))
+        return _with_embeddings_as_asked(fitted, change)
 
 
 @dataclass(frozen=True)
 class Train(Update):
-    """Target is trained by gradient descent, on inputs, to give tuned's outputs; source takes no part."""
+    """Target is trained by gradient descent, on inputs, to give tuned's outputs, and on those to keep its own.
+
+    Attributes:
+        plain: whether as it is commonly done; else on views of the inputs, by features too, and to what tuned changed
+            where the bases speak.
+    """
+
+    plain: bool = True
 
     transport: ClassVar[str] = "train"
+    trains: ClassVar[bool] = True
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
 
-    def of(self, ported: Ported, inputs: Prepared | None, change: Change, run: Run) -> Ported:
-        from ..update.distillation import DistilOptions, distil_port  # needs what evaluation needs
+    def of(self, ported: Ported, inputs: Unlabelled, change: Change, run: Run) -> Ported:
+        from ..update.lessons import PLAIN, TWO_TEACHERS, train_port  # needs what evaluation needs
+        from ..update.ported import unchanged
 
-        assert inputs is not None
-        training = DistilOptions(seed=run.seed)
-        return ported.fitted(distil_port(ported, inputs, training, device=run.device, progress=run.progress))
+        training = replace(PLAIN if self.plain else TWO_TEACHERS, steps=change.train_steps, seed=run.seed)
+        return ported.fitted(train_port(unchanged(ported), inputs, training, device=run.device, progress=run.progress))
 
 
 def _with_embeddings_as_asked(ported: Ported, change: Change) -> Ported:

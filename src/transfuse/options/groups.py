@@ -86,6 +86,34 @@ class Inputs(Group):
 
 
 @dataclass(frozen=True)
+class Keep(Group):
+    """Generic unlabelled inputs on which target shall stay as it is.
+
+    Attributes:
+        task: a task (spec, file or JSON text) whose data are used, or "synthetic"; None: nothing is held on to.
+        count: so many, or all there are.
+        split: of the data.
+        weight: beside the inputs of the task.
+    """
+
+    task: Any = option(
+        None,
+        "Generic unlabelled inputs on which the new base shall stay as it is, for methods that fit or train.",
+        kind=object,
+        name="keep",
+        metavar="TASK|synthetic",
+    )
+    count: int = option(2048, "So many of them at most.", name="keep_count", minimum=2)
+    split: str = option("train", "Which rows they are.", name="keep_split", choices=SPLITS, flags=())
+    weight: float = option(1.0, "Their weight beside the task's.", name="keep_weight", minimum=0, expert=True)
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self.task is not None
+
+
+@dataclass(frozen=True)
 class Labelled(Group):
     """A few labelled examples.
 
@@ -131,6 +159,8 @@ class Change(Group):
     Attributes:
         alpha: scale of the task vector.
         ridge: of methods that fit: pull toward target's own weights; None: chosen on the inputs.
+        train_steps: of methods that train: so many.
+        polish: of methods that fit: steps of training (that of two-teachers) after the fit.
         keep_embeddings: no task vector for tables, positions and patches, as in Theseus (2602.12952).
     """
 
@@ -142,6 +172,8 @@ class Change(Group):
         minimum=0,
         expert=True,
     )
+    train_steps: int = option(300, "Of methods that train: steps.", minimum=1, expert=True)
+    polish: int = option(0, "Of method functional: steps of training after the fit.", minimum=0)
     keep_embeddings: bool = option(False, "No task vector for tables, positions and patches (Theseus).", expert=True)
 
 

@@ -37,7 +37,7 @@ _BODY = """
 | mapped source against source | {equivalence} |
 | updates lost to rounding | {lost} |
 | tensors | {counts} |
-
+{kept}
 {checked}Whether the task came along has to be measured on data. All numbers are in `result.json`.
 """
 
@@ -99,11 +99,25 @@ def _card(models: Models, result: Mapping[str, Any], title: str, said: str, tune
         checked="What was checked is that the maps keep the function of the old base. "
         if result["equivalence"]
         else "",
+        kept=_kept_text(result),
         lost=f"{result['lost_updates']:.2%}",
         counts=", ".join(f"{count} {action}" for action, count in result["tensors"].items()),
         **{key: result[key] for key in ("method", "summary")},
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}", ignore_metadata_errors=True))
+
+
+def _kept_text(result: Mapping[str, Any]) -> str:
+    """A row about what the new base keeps, of methods that go by inputs."""
+    if "kept" not in result:
+        return ""
+    kept = result["kept"]
+    said = (
+        "nothing was held on to: what the new base did better than the old one is mostly overwritten"
+        if kept is None
+        else f"the new base was held to its own answers on {kept['examples']} generic inputs"
+    )
+    return f"| beside the task | {said} |\n"
 
 
 def _equivalence_text(found: Mapping[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ from ..data.extras import need
 from ..data.splits import Split, class_names, load_split, no_bars
 from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, load_task
 from ..errors import InputError
-from ..options.groups import Data, Inputs, Run
+from ..options.groups import Data, Inputs, Keep, Run
 from .inputs import Prepared, Source, prepare_rows
 from .live import LiveModel
 from .scores import shifted
@@ -24,7 +24,7 @@ from .tokens import Batch
 SYNTHETIC = "synthetic"
 
 
-def read_inputs(inputs: Inputs, live: LiveModel, data: Data = Data(), run: Run = Run()) -> Prepared:
+def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run: Run = Run()) -> Prepared:
     """Inputs as a user asks for them, processed for a model.
 
     Args:

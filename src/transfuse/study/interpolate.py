@@ -178,7 +178,7 @@ def _maps(models: Models, row: Method, given: Maps | None, asked: InterpolateReq
         raise InputError(f"method {row.name} gives no mapped source, so there is no line from it to target")
     if given is not None:
         return check_maps(models, given)
-    prepared = open_inputs(models, row, asked.inputs, asked.data, asked.run)
+    prepared = open_inputs(models, row, asked.inputs, asked.data, asked.run).task
     return match_models(models, row, asked.match, asked.change, asked.run, inputs=prepared)
 
 

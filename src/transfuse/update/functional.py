@@ -26,6 +26,7 @@ from ..maps.collection import Maps
 from ..maps.transport import part_slices
 from ..matching.procrustes import best_rotation
 from ..models.plan import output_config
+from ..running.given import Unlabelled
 from ..running.inputs import Prepared
 from ..running.instances import idle_of, let_go, probe_of
 from ..running.probes import Probe, Replay, batches, mask_of, probe_of_live, rows_of
@@ -81,6 +82,11 @@ class Fit:
         """The sums over the rows of both."""
         sums = self.h + other.h, self.z + other.z, self.gram + other.gram, self.cross + other.cross
         return Fit(self.weight + other.weight, *sums)
+
+    def times(self, share: float) -> Fit:
+        """The sums with all weights so many times as large."""
+        sums = (share * one for one in (self.h, self.z, self.gram, self.cross))
+        return Fit(share * self.weight, *sums)
 
     def centred(self, *, bias: bool) -> tuple[Tensor, Tensor]:
         """Means of h h^T and z h^T over all rows, what a bias takes care of taken off."""
@@ -162,7 +168,7 @@ def fit(
     student: Probe,
     teachers: Teachers,
     form: Layout,
-    inputs: Prepared,
+    inputs: Unlabelled,
     options: FitOptions,
     *,
     after_bases: Callable[[], None] = lambda: None,
@@ -174,31 +180,77 @@ def fit(
         student: starts as target, in the class of the output; it is changed.
         teachers: what it is to do.
         form: the layout of the maps.
-        inputs: unlabelled.
+        inputs: unlabelled. On those to keep a module shall give what target's gives, though what it gets has changed.
         options: see there.
-        after_bases: called when source and target are not run any more.
+        after_bases: called when source is not run any more.
         progress: a bar on stderr.
 
     Returns:
         Canonical name -> weight or bias of every module that the inputs reach, float32 or float64, in the shape stored.
     """
-    first = next(batches(inputs))
-    stages = [_fittable(student, teachers, form, group) for group in student.order(first)]
-    means = _means(teachers, form, [name for stage in stages for name in stage], inputs)
+    task, keep = inputs.task, inputs.keep if inputs.keep_weight > 0 else None
+    assert task is not None
+    stages = [_fittable(student, teachers, form, group) for group in student.order(next(batches(task)))]
+    means = _means(teachers, form, [name for stage in stages for name in stage], task)
     after_bases()
-    replays = Replay(student), Replay(teachers.tuned)
+
+    def carried(name: str, wanted: Seen) -> Tensor:
+        return _goal(student.sites[name], teachers, form, wanted, means.get(name))
+
+    sums = [_Sums(student, teachers.tuned, task, carried, options.first)]
+    if keep is not None:
+        sums.append(_Sums(student, teachers.target, keep, lambda _, wanted: wanted.y, options.first))
     found: dict[str, Tensor] = {}
     for stage in tqdm([one for one in stages if one], desc="fitting", unit="stage", disable=not progress):
-        fits, done = {name: (Fit(), Fit()) for name in stage}, 0
-        for number, batch in enumerate(batches(inputs)):
-            seen, wanted = (one.see(number, batch, stage) for one in replays)
-            for name in stage:
-                goal = _goal(student.sites[name], teachers, form, wanted[name], means.get(name))
-                _add(fits[name], seen[name], goal, mask_of(batch, student.sites[name]), options.first, done)
-            done += len(next(iter(batch.values())))
-        for name, one in fits.items():
-            found |= _solved(student, student.sites[name], one, options.ridge)
+        mine, *held = (one.of(stage) for one in sums)
+        for name in stage:
+            halves = mine[name] if not held else _beside(mine[name], held[0][name], inputs.keep_weight)
+            found |= _solved(student, student.sites[name], halves, options.ridge)
     return found
+
+
+Halves = tuple[Fit, Fit]
+
+
+class _Sums:
+    """What some inputs say about modules of the student, which is run again for every stage.
+
+    Args:
+        student, teacher: the models.
+        inputs: unlabelled.
+        goal: what a site is to give, from what the teacher's sees.
+        first: see `FitOptions`.
+    """
+
+    def __init__(
+        self,
+        student: Probe,
+        teacher: Probe,
+        inputs: Prepared,
+        goal: Callable[[str, Seen], Tensor],
+        first: float,
+    ):
+        self.replays, self.inputs, self.goal, self.first = (Replay(student), Replay(teacher)), inputs, goal, first
+        self.sites = student.sites
+
+    def of(self, stage: list[str]) -> dict[str, Halves]:
+        """Sums for the sites of a stage, of every other input either."""
+        fits, done = {name: (Fit(), Fit()) for name in stage}, 0
+        for number, batch in enumerate(batches(self.inputs)):
+            seen, wanted = (one.see(number, batch, [n for n in stage if n in one.probe.sites]) for one in self.replays)
+            for name in (one for one in stage if one in seen and one in wanted):
+                mask = mask_of(batch, self.sites[name])
+                _add(fits[name], seen[name], self.goal(name, wanted[name]), mask, self.first, done)
+            done += len(next(iter(batch.values())))
+        return fits
+
+
+def _beside(task: Halves, keep: Halves, weight: float) -> Halves:
+    """Both kinds of rows, those to keep weighing `weight` times as much as all of the task's."""
+    if not keep[0].weight:
+        return task
+    share = weight * (task[0].weight + task[1].weight) / (keep[0].weight + keep[1].weight)
+    return task[0] + keep[0].times(share), task[1] + keep[1].times(share)
 
 
 def _fittable(student: Probe, teachers: Teachers, form: Layout, group: list[str]) -> list[str]:
@@ -266,7 +318,7 @@ def _goal(site: Site, teachers: Teachers, form: Layout, wanted: Seen, means: tup
     return torch.cat(pieces, -1)
 
 
-def _add(halves: tuple[Fit, Fit], seen: Seen, goal: Tensor, mask: Tensor | None, first: float, done: int) -> None:
+def _add(halves: Halves, seen: Seen, goal: Tensor, mask: Tensor | None, first: float, done: int) -> None:
     """Adds what one batch says, `done` inputs after the first: every other input to either half."""
     wanted = goal if seen.carry is None else goal - seen.carry
     weights = seen.x.new_ones(*seen.x.shape[:-1], 1)
@@ -277,7 +329,7 @@ def _add(halves: tuple[Fit, Fit], seen: Seen, goal: Tensor, mask: Tensor | None,
         half.add(rows[0], rows[1], rows[2][:, 0])
 
 
-def _solved(student: Probe, site: Site, halves: tuple[Fit, Fit], ridge: float | None) -> dict[str, Tensor]:
+def _solved(student: Probe, site: Site, halves: Halves, ridge: float | None) -> dict[str, Tensor]:
     """Solves for one module and sets it in the student; the tensors by canonical name."""
     parameter = student.module.get_parameter(site.weight)
     scale = parameter.new_ones(1) if site.scale is None else student.module.get_parameter(site.scale).detach()
@@ -300,13 +352,13 @@ def _solved(student: Probe, site: Site, halves: tuple[Fit, Fit], ridge: float | 
 
 
 def fit_port(
-    ported: Ported, inputs: Prepared, options: FitOptions, *, device: str = "cpu", progress: bool = False
+    ported: Ported, inputs: Unlabelled, options: FitOptions, *, device: str = "cpu", progress: bool = False
 ) -> Fitted:
     """The modules of a port, fitted.
 
     Args:
         ported: the same port by contraction; of it the embeddings that maps reach stay, and the heads to start with.
-        inputs: unlabelled, processed for target.
+        inputs: unlabelled.
         options: see there.
 
     Raises:
@@ -317,14 +369,15 @@ def fit_port(
     source, target = (probe_of(models, role, device) for role in ("source", "target"))
     student, tuned = student_and_tuned(start, device)
     teachers = Teachers(source, target, tuned, replace(passage.maps, spaces=passage.spaces))
-    teachers = replace(teachers, public=_public_maps(teachers, passage.layout, inputs))
+    assert inputs.task is not None
+    teachers = replace(teachers, public=_public_maps(teachers, passage.layout, inputs.task))
     found = fit(
         student,
         teachers,
         passage.layout,
         inputs,
         options,
-        after_bases=lambda: let_go(models, "source", "target"),
+        after_bases=lambda: let_go(models, *(("source", "target") if inputs.keep is None else ("source",))),
         progress=progress,
     )
     let_go_of_student(start, student)
@@ -368,7 +421,7 @@ def _public_maps(teachers: Teachers, form: Layout, inputs: Prepared) -> dict[str
     found = {}
     for name in (one for one in names if one in evidence):
         scores = scores_of({name: evidence[name]})[name]
-        same = _same_other_tower(teachers.source, teachers.target, name)
+        same = same_other_tower(teachers.source, teachers.target, "text" if name.startswith("text") else "vi")
         first = torch.eye(len(scores), dtype=torch.float64) if same else best_rotation(scores)
         found[name] = _through_prompts(first, teachers, inputs)
     return found
@@ -382,9 +435,12 @@ def _through_prompts(first: Tensor, teachers: Teachers, inputs: Prepared) -> Ten
     return first + torch.linalg.pinv(target, rtol=1e-6) @ (tuned - target @ first)
 
 
-def _same_other_tower(source: Probe, target: Probe, projection: str) -> bool:
-    """Whether the tower that the embeddings are compared with is the same in both bases."""
-    mine = "text" if projection.startswith("text") else "vi"
+def same_other_tower(source: Probe, target: Probe, mine: str = "vi") -> bool:
+    """Whether the tower that the embeddings of one are compared with is the same in both bases.
+
+    Args:
+        mine: how the names of the tensors of that one begin ("vi", "text").
+    """
     pairs = [(n, target.names.get(n)) for n in source.names if not n.startswith(mine) and n != "logit_scale"]
     return all(
         there is not None

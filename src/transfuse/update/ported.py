@@ -205,6 +205,12 @@ def without_embeddings(ported: Ported) -> Ported:
     return ported.with_update(Without(ported.update, still, ported.models.target))
 
 
+def unchanged(ported: Ported) -> Ported:
+    """Target as it is, with the heads that come along."""
+    still = Without(ported.update, frozenset(ported.update.names), ported.models.target)
+    return ported.with_update(still)
+
+
 def _sum(old: Tensor, update: Tensor) -> Tensor:
     """What is added is added in the wider dtype of both, and rounded once."""
     return (old.to(torch.promote_types(old.dtype, update.dtype)) + update).to(old.dtype)

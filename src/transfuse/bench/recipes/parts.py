@@ -112,6 +112,20 @@ class InputsSpec(Spec):
     task: str | None = None
 
 
+class KeepSpec(Spec):
+    """Unlabelled inputs on which a method leaves target as it is.
+
+    Attributes:
+        task: whose training rows they are. "synthetic": drawn ones.
+        count: so many.
+        weight: beside the inputs of the task.
+    """
+
+    task: str
+    count: int = Field(default=2048, ge=2)
+    weight: float = Field(default=1.0, ge=0)
+
+
 class MethodSpec(Spec):
     """A method with its options; in YAML its name alone, or its name with options of `MethodRequest` beside it.
 
@@ -120,6 +134,7 @@ class MethodSpec(Spec):
         name: its label in tables, where one method is there twice.
         options: those of `MethodRequest`.
         inputs: what it goes by, where that is activations; auto without them goes by weights.
+        keep: on what target stays as it is.
         then: what a few labelled examples are for (section fewshot): "scale" (one for each part of the task vector),
             "mask" (GradFix), "tune" (fine-tuning of what was carried) or "nothing".
     """
@@ -128,6 +143,7 @@ class MethodSpec(Spec):
     name: str | None = Field(default=None, alias="label")
     options: dict[str, Any] = Field(default_factory=dict)
     inputs: InputsSpec | None = None
+    keep: KeepSpec | None = None
     then: Literal["scale", "mask", "tune", "nothing"] = "scale"
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)

@@ -110,8 +110,10 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
             yield f"{section}.tasks", "task", task
             yield f"{section}.tasks.{task}.tuned", "model", one.tuned
         for method in spec.methods:
-            if method.inputs is not None and method.inputs.task not in (None, SYNTHETIC):
-                yield f"{section}.methods.{method.label}.inputs", "task", str(method.inputs.task)
+            for key in ("inputs", "keep"):
+                given = getattr(method, key)
+                if given is not None and given.task not in (None, SYNTHETIC):
+                    yield f"{section}.methods.{method.label}.{key}", "task", str(given.task)
         if spec.support is not None:
             yield f"{section}.support", "task", spec.support
     if recipe.interpolation is not None:
