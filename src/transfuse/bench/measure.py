@@ -14,11 +14,12 @@ from .._version import __version__
 from ..errors import TransfuseError
 from ..maps.collection import Maps
 from ..methods.table import METHODS
-from ..report.records import AlphaCurve, Interpolated, Record, Reference, ZeroShot
+from ..porting.port import port
+from ..report.records import AlphaCurve, Interpolated, Record, Reference, Scores, ZeroShot
 from ..report.records import Ported as PortedScores
 from ..running.scores import evaluate, score_dict
 from ..study.interpolate import interpolate
-from ..study.sweep import choose_alpha
+from ..study.sweep import choose_alpha, support_state
 from .alignments import are_alike, describe, find_maps
 from .cells import Done
 from .choice import NAIVE, SectionSpec, has_oracle, is_tested, verdict_methods, with_controls
@@ -218,22 +219,35 @@ class Regime:
 
 def references(bench: Workbench, seed: int) -> Iterator[Done]:
     """The fine-tunes on the sources they belong to."""
-    wanted: dict[str, str] = {}
+    wanted: dict[str, tuple[TransportSpec, str]] = {}
     for name in bench.settings.sections:
         spec = bench.recipe.section(name)
         if isinstance(spec, TransportSpec):
-            wanted |= {task: one.tuned for task, one in spec.tasks.items()}
-    for task, tuned in wanted.items():
-        yield _reference(bench, seed, task, tuned)
+            wanted |= {task: (spec, one.tuned) for task, one in spec.tasks.items()}
+    for task, (spec, tuned) in wanted.items():
+        yield _reference(bench, seed, task, spec, tuned)
 
 
-def _reference(bench: Workbench, seed: int, task: str, tuned: str) -> Done:
+def _reference(bench: Workbench, seed: int, task: str, spec: TransportSpec, tuned: str) -> Done:
     about = {"format": FORMAT, "version": __version__, "tuned": bench.store.key(tuned, seed), "seed": seed}
     about |= {"device": bench.settings.device.split(":")[0], "task": bench.task_depends_on(task), "name": task}
+    if spec.support is not None:
+        about |= {"source": bench.store.key(spec.source, seed), "support": bench.task_depends_on(spec.support)}
     cell = bench.cells.cell("reference", (f"seed{seed}", task), about)
 
     def make() -> Record:
-        live, spec = bench.live(tuned, seed), bench.recipe.tasks[task]
-        return Reference(seed, task, score_dict(evaluate(live, spec, bench.prepared(spec, "test", live))))
+        live, asked = bench.live(tuned, seed), bench.recipe.tasks[task]
+        found = score_dict(evaluate(live, asked, bench.prepared(asked, "test", live)))
+        return Reference(seed, task, found, _reference_on_support(bench, seed, spec, tuned))
 
     return bench.cells.read(cell) or bench.cells.made(cell, make)
+
+
+def _reference_on_support(bench: Workbench, seed: int, spec: TransportSpec, tuned: str) -> Scores | None:
+    """The fine-tune under source's own head: its task vector, added to where it is from."""
+    if spec.support is None:
+        return None
+    source = bench.checkpoint(spec.source, seed)
+    result = port(source, bench.checkpoint(tuned, seed), source, method=NAIVE.method, verify=False)
+    live, about = bench.live(spec.source, seed), bench.recipe.tasks[spec.support]
+    return bench.scores(live, support_state(result.tensors), about, "test")

@@ -73,12 +73,18 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class Reference:
-    """The fine-tune itself, on the source it belongs to."""
+    """The fine-tune itself, on the source it belongs to: what whoever keeps the old model has.
+
+    Attributes:
+        test: on its task.
+        support: on what should not be lost, with source's own head.
+    """
 
     kind: ClassVar[str] = "reference"
     seed: int
     task: str
     test: Scores
+    support: Scores | None = None
 
 
 @dataclass(frozen=True)

@@ -185,8 +185,13 @@ def _zero_shot_cells(look: Lookup, plan: SectionPlan) -> dict[tuple[str, str], C
 
 
 def _fine_tune_cells(look: Lookup, plan: SectionPlan) -> dict[tuple[str, str], Cell]:
-    found = {task: look.find(Reference, task=task) for task in plan.tasks}
-    return {(task, "task"): score_of(picked(one, "test"), look.metric(task)) for task, one in found.items()}
+    cells: dict[tuple[str, str], Cell] = {}
+    for task in plan.tasks:
+        found = look.find(Reference, task=task)
+        cells[task, "task"] = score_of(picked(found, "test"), look.metric(task))
+        if plan.support:
+            cells[task, "support"] = score_of(picked(found, "support"), look.metric(plan.support))
+    return cells
 
 
 def _method_cells(look: Lookup, plan: SectionPlan, method: str, which: str) -> dict[tuple[str, str], Cell]:
