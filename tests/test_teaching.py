@@ -276,7 +276,9 @@ def test_the_report_says_what_was_kept(tmp_path: Path, caplog: pytest.LogCapture
     assert "--keep" not in caplog.text
     trained(places, out=tmp_path / "without", train_steps=3)
     assert "no inputs to keep are given (--keep)" in caplog.text
-    assert json.loads((tmp_path / "without" / "result.json").read_text())["kept"] is None
+    without = json.loads((tmp_path / "without" / "result.json").read_text())
+    assert without["kept"] is None and any("--keep" in line for line in without["warnings"])
+    assert not any("--keep" in line for line in report["warnings"])
     assert "mostly overwritten" in (tmp_path / "without" / "README.md").read_text()
     caplog.clear()
     result = transfuse.port(*places, method="naive", keep=KEPT)
@@ -340,6 +342,10 @@ def test_a_recipe_says_what_is_kept() -> None:
     first, second = parse_recipe(content).transport.methods[:2]  # type: ignore[union-attr]
     assert first.keep is not None and (first.keep.count, first.keep.weight) == (100, 1.0)
     assert second.keep is not None and second.options == {"polish": 5}
+    content["transport"]["methods"][0]["method"] = "tied"
+    with pytest.raises(InputError, match="neither fits nor trains"):
+        parse_recipe(content)
+    content["transport"]["methods"][0]["method"] = "auto"
     content["transport"]["methods"][0]["keep"]["task"] = "cifar11"
     with pytest.raises(InputError, match="cifar11"):
         parse_recipe(content)

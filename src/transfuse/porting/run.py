@@ -94,7 +94,8 @@ def carry(
     with models.passes.phase("check"):
         equivalence = _checked_equivalence(models, method, found, run.seed, request.check.double) if checked else None
     ported = transported(models, plan, found, change.alpha)
-    if method.update.needs_inputs and prepared.keep is None:
+    overwrites = method.update.needs_inputs and prepared.keep is None
+    if overwrites:
         log.warning("%s", OVERWRITES)
     elif request.keep.given and not method.update.needs_inputs:
         log.warning("the inputs to keep are not used: method %s neither fits nor trains", method.name)
@@ -105,6 +106,8 @@ def carry(
     report = {**about, "method": method.name, "summary": method.summary, "alpha": change.alpha}
     if method.update.needs_inputs:
         report |= _taught(method, prepared, change)
+    if overwrites:
+        report["warnings"] = [*report.get("warnings", []), OVERWRITES]
     report |= _options(found, recorded(match, change, run, tie_qkv=found.tie_qkv))
     return PortResult(report | _findings(models, method, found, equivalence, null), found, None, tensors)
 

@@ -435,7 +435,7 @@ def _through_prompts(first: Tensor, teachers: Teachers, inputs: Prepared) -> Ten
     return first + torch.linalg.pinv(target, rtol=1e-6) @ (tuned - target @ first)
 
 
-def same_other_tower(source: Probe, target: Probe, mine: str = "vi") -> bool:
+def same_other_tower(source: Probe, target: Probe, mine: str) -> bool:
     """Whether the tower that the embeddings of one are compared with is the same in both bases.
 
     Args:

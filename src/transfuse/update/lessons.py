@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..running.given import Unlabelled
 from ..running.inputs import Prepared
 from ..running.instances import probe_of
@@ -70,7 +72,8 @@ def train_port(
 def _change(task: Prepared, options: TeachOptions, student: Probe, others: tuple[Probe, Probe, Probe]) -> Lesson:
     """What tuned teaches, beside what target says where the bases speak."""
     source, target, _ = others
-    features = options.features and has_two_towers(student) and same_other_tower(source, target)
+    tower = "vi" if "pixel_values" in task.batch(torch.tensor([0])) else "text"
+    features = options.features and has_two_towers(student) and same_other_tower(source, target, tower)
     mine, old, new, its = (answers(one, task, features=features) for one in (student, *others))
     teacher, share = mixed(old, new, its, task)
     log.info("the bases speak on the task: %.2f of what tuned says is target's word instead of source's", share)

@@ -134,19 +134,27 @@ def mixed(source: Ask, target: Ask, tuned: Ask, inputs: Prepared) -> tuple[Ask, 
 
 @torch.no_grad()
 def _share(source: Ask, tuned: Ask, target: Ask, inputs: Prepared) -> float:
-    """The squared correlation of the scores of source and tuned; 0 where a base gives none of the same classes."""
-    found: list[list[Tensor]] = [[], []]
+    """The squared correlation of the scores of source and tuned; 0 where a base gives none of the same classes.
+
+    Only sums are kept: the scores of a language model on a few hundred texts do not fit into memory.
+    """
+    rows, products = 0, torch.zeros(3, dtype=torch.float64)
+    sums: list[Tensor] = [torch.zeros(()), torch.zeros(())]
     for batch in batches(inputs):
         three = [ask(batch).scores for ask in (source, tuned, target)]
         if any(one is None or three[1] is None or one.shape != three[1].shape for one in three):
             return 0.0
-        for kept, one in zip(found, three, strict=False):
-            assert one is not None
-            kept.append(one.double() - one.double().mean(-1, keepdim=True))
-    left, right = (torch.cat(one) for one in found)
-    left, right = left - left.mean(0), right - right.mean(0)
-    power = left.square().sum() * right.square().sum()
-    return float((left * right).sum().square() / power) if power > 0 else 0.0
+        old, new = (one.double() - one.double().mean(-1, keepdim=True) for one in three[:2] if one is not None)
+        rows += len(old)
+        sums = [total.to(one) + one.sum(0) for total, one in zip(sums, (old, new), strict=True)]
+        products += torch.stack([(a * b).sum() for a, b in ((old, new), (old, old), (new, new))]).cpu()
+    left, right = (total.cpu() / max(rows, 1) for total in sums)
+    means = torch.stack([(a * b).sum() for a, b in ((left, right), (left, left), (right, right))])
+    together, *powers = (products - rows * means).tolist()
+    # Scores that are the same on all inputs say nothing, but rounding of them would.
+    if any(own <= 1e-12 * whole for own, whole in zip(powers, products[1:].tolist(), strict=True)):
+        return 0.0
+    return min(together**2 / (powers[0] * powers[1]), 1.0)
 
 
 def need_answers(answer: Answer) -> Answer:

@@ -111,8 +111,10 @@ def _optimizers(student: Probe, options: TrainOptions) -> list[torch.optim.Optim
     inner = {id(student.module.get_parameter(one.weight)) for one in student.sites.values()}
     matrices = [one for one in parameters if id(one) in inner and one.ndim == 2]
     others = [one for one in parameters if not (id(one) in inner and one.ndim == 2)]
-    muon = torch.optim.Muon(matrices, lr=options.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.Adam(others, lr=options.lr)]
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        found.append(torch.optim.Muon(matrices, lr=options.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    return [*found, torch.optim.Adam(others, lr=options.lr)] if others else found
 
 
 def _orders(count: int, options: TrainOptions, generator: Generator) -> Iterator[Tensor]:

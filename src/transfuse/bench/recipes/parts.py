@@ -168,6 +168,8 @@ class MethodSpec(Spec):
             MethodRequest.of(**self.options)
         except InputError as error:
             raise ValueError(f"method {self.method}: {error}") from error
+        if self.keep is not None and self.row is not None and not self.row.update.needs_inputs:
+            raise ValueError(f"method {self.method} neither fits nor trains, so it keeps nothing; leave out 'keep'")
         if self.label in (FINE_TUNING, ORACLE):
             raise ValueError(f"the label {self.label!r} is taken; give another one")
         return self
