@@ -139,6 +139,8 @@ def test_a_planted_port_is_the_fine_tune_itself(whole: Finished) -> None:
     oracle = next(o for o in cells_of(whole) if (o["kind"], o.get("method")) == ("transport", "oracle"))
     assert oracle["at_one"]["accuracy"] == tuned["test"]["accuracy"]
     assert oracle["at_one"]["loss"] == pytest.approx(tuned["test"]["loss"], abs=1e-4)
+    assert oracle["support_at_one"]["accuracy"] == tuned["support"]["accuracy"], "what whoever keeps the old model has"
+    assert oracle["support_at_one"]["loss"] == pytest.approx(tuned["support"]["loss"], abs=1e-4)
 
 
 def test_alpha_is_chosen_on_validation(whole: Finished) -> None:

@@ -222,8 +222,11 @@ def references(bench: Workbench, seed: int) -> Iterator[Done]:
     wanted: dict[str, tuple[TransportSpec, str]] = {}
     for name in bench.settings.sections:
         spec = bench.recipe.section(name)
-        if isinstance(spec, TransportSpec):
-            wanted |= {task: (spec, one.tuned) for task, one in spec.tasks.items()}
+        if not isinstance(spec, TransportSpec):
+            continue
+        for task, one in spec.tasks.items():
+            if task not in wanted or wanted[task][0].support is None:
+                wanted[task] = spec, one.tuned
     for task, (spec, tuned) in wanted.items():
         yield _reference(bench, seed, task, spec, tuned)
 
