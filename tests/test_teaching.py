@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, CLIPForImageClassification, CLIPModel
 
 import transfuse
 from test_functional import Two, clip_logits, clips, two_layout, two_probe
-from tiny import bert, fine_tuned, save, vit
+from tiny import bert, clip, fine_tuned, save, vit
 from tiny_data import prepared
 from transfuse import InputError
+from transfuse.bench.ports import Ports
+from transfuse.bench.recipes.parts import MethodSpec
 from transfuse.bench.recipes.reading import load_recipe, parse_recipe, plain
 from transfuse.maps.collection import Maps
 from transfuse.methods.match import open_inputs
@@ -349,3 +352,86 @@ def test_a_recipe_says_what_is_kept() -> None:
     content["transport"]["methods"][0]["keep"]["task"] = "cifar11"
     with pytest.raises(InputError, match="cifar11"):
         parse_recipe(content)
+
+
+# --- heads, towers, and what cannot be kept ---------------------------------------------------------------------------
+
+
+def labelled_places(folder: Path, labels: int) -> list[Path]:
+    """Image classifiers; tuned has a head of its own, for `labels` classes of other names."""
+    source, target = vit(0), vit(5)
+    tuned = vit(1, num_labels=labels, id2label={n: f"own {n}" for n in range(labels)})
+    for name, x in source.named_parameters():
+        if name.startswith("vit."):
+            tuned.get_parameter(name).data.copy_(x + 0.05 * torch.randn(x.shape, dtype=x.dtype, generator=generator(3)))
+    return [save(one, folder / name) for name, one in (("source", source), ("tuned", tuned), ("target", target))]
+
+
+@pytest.mark.parametrize("labels", [3, 7], ids=["fewer", "as-many"])
+@pytest.mark.parametrize("method", ["functional", "distillation", "two-teachers"])
+def test_a_foreign_head_is_held_to_nothing(
+    method: str, labels: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What target's own head says on generic inputs is no answer to tuned's task, and no part of its teacher's."""
+    caplog.set_level("INFO")
+    places = labelled_places(tmp_path, labels)
+    results = [trained(places, method=method, keep=KEPT, keep_weight=weight, train_steps=5) for weight in (1e-9, 1e4)]
+    heads = [one.tensor("classifier.weight") for one in results]
+    assert method != "two-teachers" or "the bases speak on the task: 0.00" in caplog.text
+    assert heads[0].shape[0] == labels and results[0].report["tensors"]["carry"] >= 1
+    own = load_file(places[2] / "model.safetensors")["classifier.weight"]
+    if labels == len(own):
+        near = [float((one - own).norm()) for one in heads]
+        assert near[1] > 0.8 * near[0], "it does not go to target's"
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_polish_starts_from_the_whole_fit(alpha: float, tmp_path: Path) -> None:
+    """Alpha scales what was found; it does not change where training starts."""
+    places = bert_places(tmp_path)
+    name = "encoder.layer.1.output.dense.weight"
+    found = [
+        trained(places, method="functional", polish=1, alpha=one, seed=1).tensors.update.of(name)
+        for one in (1.0, alpha)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_a_body_alone_is_fitted(tmp_path: Path) -> None:
+    """Without a head there is nothing that training could go by: auto says so by what it takes."""
+    base = bert(seed=0)
+    models = {"source": base, "tuned": fine_tuned(base, size=0.3), "target": bert(seed=5)}
+    places = [save(model, tmp_path / name) for name, model in models.items()]
+    assert trained(places, method="auto", keep=KEPT).report["method"] == "functional"
+    with pytest.raises(InputError, match="distillation needs class scores on inputs of the task"):
+        trained(places, keep=KEPT)
+
+
+def test_weight_zero_keeps_nothing(tmp_path: Path) -> None:
+    places = places_of(tmp_path)
+    nothing, none = (trained(places, train_steps=2, **given) for given in ({"keep": KEPT, "keep_weight": 0.0}, {}))
+    assert nothing.report["kept"] is None
+    assert all(torch.equal(one, none.tensor(name)) for name, one in nothing.state_dict().items())
+
+
+def test_an_image_classifier_of_a_clip_is_held_to_its_tower(tmp_path: Path) -> None:
+    """Target gives embeddings, the ported model logits: what both have is what their layers give."""
+    source, target = clip(CLIPModel, 0), clip(CLIPModel, 3)
+    tuned = fine_tuned(source, CLIPForImageClassification, size=0.3, num_labels=3)
+    places = [save(one, tmp_path / name) for name, one in (("source", source), ("tuned", tuned), ("target", target))]
+    results = [trained(places, keep=keep, keep_weight=30.0, train_steps=30) for keep in (KEPT, Keep())]
+    before = load_file(places[2] / "model.safetensors")
+    moved = [
+        sum(float((one.tensor(n) - x).square().sum()) for n, x in before.items() if n in one.tensors.steps)
+        for one in results
+    ]
+    assert moved[0] < moved[1]
+
+
+def test_the_key_of_a_cell_has_what_is_kept() -> None:
+    bench = cast(Any, SimpleNamespace(_depends_on=lambda task: None))
+    about = [
+        Ports.method_depends_on(bench, MethodSpec.model_validate({"method": "auto", "keep": keep}))
+        for keep in (None, {"task": "synthetic"}, {"task": "synthetic", "count": 9})
+    ]
+    assert len({json.dumps(one, sort_keys=True) for one in about}) == 3

@@ -125,9 +125,8 @@ class Ports:
         """What an alignment or a port depends on, besides the models."""
         wanted = method.wanted_inputs
         about = {"method": method.method, "options": method.options, "oracle": method.label == ORACLE}
-        if wanted is None:
-            return about
-        about["inputs"] = [stated(wanted), self._depends_on(wanted.task)]
+        if wanted is not None:
+            about["inputs"] = [stated(wanted), self._depends_on(wanted.task)]
         if method.keep is not None:
             about["keep"] = [stated(method.keep), self._depends_on(method.keep.task)]
         return about

@@ -81,7 +81,7 @@ def choose(models: Models, request: PortRequest) -> Choice:
     """
     inputs = request.inputs
     runs = models.family is not None and all(one.checkpoint.kind == "transformers" for one in models.all())
-    if inputs.given and runs and request.keep.given:
+    if inputs.given and runs and request.keep.given and _can_teach(models, request):
         return Choice(
             "two-teachers",
             "Inputs of the task and inputs to keep are given, so target is trained to do what the fine-tune does on "
@@ -172,6 +172,14 @@ def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, NullTest]]
     log.warning("%sDrawn inputs stand in for real ones; some of the task (--inputs) would keep far more.", why)
     because = why + "No inputs are given, so target's modules are fitted on drawn ones, which keeps a part at best."
     return Choice("functional", because, Inputs(SYNTHETIC), None, tried)
+
+
+def _can_teach(models: Models, request: PortRequest) -> bool:
+    """Whether tuned says something that training could go by: a body alone does not."""
+    from ..running.instances import probe_of
+    from ..update.teachers import says_something
+
+    return says_something(probe_of(models, "tuned", request.run.device))
 
 
 def _check_that_it_runs(models: Models) -> None:

@@ -20,6 +20,7 @@ class Update(ABC):
         transport: in the description of a method: "maps", "fit" or "train".
         is_control: whether it carries nothing of the fine-tune, as a measure for what does.
         needs_inputs: whether it needs unlabelled inputs, beside what matching needs.
+        fits: whether it fits modules in closed form.
         trains: whether it takes steps of gradient descent.
         moves_source: whether the maps are to carry source itself, so that the mapped source is a model to check.
     """
@@ -27,6 +28,7 @@ class Update(ABC):
     transport: ClassVar[str]
     is_control: ClassVar[bool] = False
     needs_inputs: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     moves_source: ClassVar[bool] = True
 
@@ -73,6 +75,7 @@ class Fit(Update):
     """Target's modules are fitted, on inputs, to what tuned gives, carried by the maps."""
 
     transport: ClassVar[str] = "fit"
+    fits: ClassVar[bool] = True
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
 
@@ -85,7 +88,8 @@ class Fit(Update):
         fitted = ported.fitted(found)
         if change.polish:
             training = replace(TWO_TEACHERS, steps=change.polish, seed=run.seed)
-            fitted = fitted.fitted(train_port(fitted, inputs, training, device=run.device, progress=run.progress))
+            where = {"still": _still(ported, change), "device": run.device, "progress": run.progress}
+            fitted = fitted.fitted(train_port(fitted.at(1.0), inputs, training, **where))
         return _with_embeddings_as_asked(fitted, change)
 
 
@@ -110,7 +114,20 @@ class Train(Update):
         from ..update.ported import unchanged
 
         training = replace(PLAIN if self.plain else TWO_TEACHERS, steps=change.train_steps, seed=run.seed)
-        return ported.fitted(train_port(unchanged(ported), inputs, training, device=run.device, progress=run.progress))
+        where = {"still": _still(ported, change), "device": run.device, "progress": run.progress}
+        return ported.fitted(train_port(unchanged(ported).at(1.0), inputs, training, **where))
+
+
+def _still(ported: Ported, change: Change) -> frozenset[str]:
+    """What training leaves as it is."""
+    from ..spaces.layout import is_embedding
+
+    layout = ported.heads.passage.layout
+    return (
+        frozenset(name for name in layout.params if is_embedding(name, layout))
+        if change.keep_embeddings
+        else frozenset()
+    )
 
 
 def _with_embeddings_as_asked(ported: Ported, change: Change) -> Ported:

@@ -31,7 +31,7 @@ class MatchRequest(Request):
     match: groups.Match = group(groups.Match, leave=("maps",), **_MAPS)
     inputs: groups.Inputs = group(groups.Inputs)
     data: groups.Data = group(groups.Data, leave=("limit", "split"))
-    change: groups.Change = group(groups.Change, leave=("alpha",))
+    change: groups.Change = group(groups.Change, leave=("alpha", "train_steps", "polish"))
     check: groups.Check = group(groups.Check, leave=("verify", "double"))
     opening: groups.Opening = group(groups.Opening)
     run: groups.Run = group(groups.Run)
@@ -142,7 +142,7 @@ class InterpolateRequest(Request):
     check: groups.Check = group(groups.Check, leave=("null_trials", "verify"), double={"help": "Run in float64."})
     match: groups.Match = group(groups.Match, **_MAPS)
     inputs: groups.Inputs = group(groups.Inputs)
-    change: groups.Change = group(groups.Change, leave=("alpha",))
+    change: groups.Change = group(groups.Change, leave=("alpha", "train_steps", "polish"))
     opening: groups.Opening = group(groups.Opening)
     run: groups.Run = group(groups.Run)
 

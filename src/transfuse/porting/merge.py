@@ -102,7 +102,10 @@ def _of_all(results: Sequence[PortResult]) -> dict[str, Any]:
         key: first[key] for key in ("options", "maps_options", "match", "relation", "equivalence") if key in first
     }
     bases = {role: first["models"][role] for role in ("source", "target")}
-    return shared | {"models": bases, "warnings": [line for result in results for line in result.report["warnings"]]}
+    return shared | {
+        "models": bases,
+        "warnings": list(dict.fromkeys(line for result in results for line in result.report["warnings"])),
+    }
 
 
 def _head_bearer(opened: Sequence[Models]) -> int:

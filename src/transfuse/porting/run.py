@@ -97,7 +97,9 @@ def carry(
     overwrites = method.update.needs_inputs and prepared.keep is None
     if overwrites:
         log.warning("%s", OVERWRITES)
-    elif request.keep.given and not method.update.needs_inputs:
+    if change.polish and not method.update.fits:
+        log.warning("there is no fit to polish: method %s does not fit modules", method.name)
+    if request.keep.given and not method.update.needs_inputs:
         log.warning("the inputs to keep are not used: method %s neither fits nor trains", method.name)
     if ported.heads.passage.warning:
         log.warning("%s", ported.heads.passage.warning)

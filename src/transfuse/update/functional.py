@@ -14,13 +14,14 @@ solve a module. Ours; the nearest relatives are layer-wise reconstruction in com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..errors import InputError
 from ..evidence.activations import collect, scores_of, zeros
 from ..maps.collection import Maps
 from ..maps.transport import part_slices
@@ -155,6 +156,7 @@ class Teachers:
         maps: between the activations of the bases (streams at every junction).
         public: site whose output users see -> matrix (target's, tuned's) that takes the one to the other; a public
             output that is not there is the same for both (logits).
+        own: weights of heads that only tuned has, or has for other labels: target has nothing to say about them.
     """
 
     source: Probe
@@ -162,6 +164,7 @@ class Teachers:
     tuned: Probe
     maps: Maps
     public: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Collection[str] = ()
 
 
 def fit(
@@ -187,6 +190,9 @@ def fit(
 
     Returns:
         Canonical name -> weight or bias of every module that the inputs reach, float32 or float64, in the shape stored.
+
+    Raises:
+        InputError: the inputs to keep reach none of them.
     """
     task, keep = inputs.task, inputs.keep if inputs.keep_weight > 0 else None
     assert task is not None
@@ -199,13 +205,15 @@ def fit(
 
     sums = [_Sums(student, teachers.tuned, task, carried, options.first)]
     if keep is not None:
-        sums.append(_Sums(student, teachers.target, keep, lambda _, wanted: wanted.y, options.first))
+        sums.append(_Sums(student, teachers.target, keep, lambda _, wanted: wanted.y, options.first, teachers.own))
     found: dict[str, Tensor] = {}
     for stage in tqdm([one for one in stages if one], desc="fitting", unit="stage", disable=not progress):
         mine, *held = (one.of(stage) for one in sums)
         for name in stage:
             halves = mine[name] if not held else _beside(mine[name], held[0][name], inputs.keep_weight)
             found |= _solved(student, student.sites[name], halves, options.ridge)
+    if keep is not None and not sums[1].rows:
+        raise InputError("the inputs to keep reach none of the modules that are fitted: do they go to another tower?")
     return found
 
 
@@ -220,6 +228,7 @@ class _Sums:
         inputs: unlabelled.
         goal: what a site is to give, from what the teacher's sees.
         first: see `FitOptions`.
+        without: sites about which the teacher says nothing.
     """
 
     def __init__(
@@ -229,16 +238,19 @@ class _Sums:
         inputs: Prepared,
         goal: Callable[[str, Seen], Tensor],
         first: float,
+        without: Collection[str] = (),
     ):
         self.replays, self.inputs, self.goal, self.first = (Replay(student), Replay(teacher)), inputs, goal, first
-        self.sites = student.sites
+        self.sites = {name: site for name, site in student.sites.items() if name not in without}
+        self.rows = 0
 
     def of(self, stage: list[str]) -> dict[str, Halves]:
         """Sums for the sites of a stage, of every other input either."""
         fits, done = {name: (Fit(), Fit()) for name in stage}, 0
         for number, batch in enumerate(batches(self.inputs)):
             seen, wanted = (one.see(number, batch, [n for n in stage if n in one.probe.sites]) for one in self.replays)
-            for name in (one for one in stage if one in seen and one in wanted):
+            for name in (one for one in stage if one in seen and one in wanted and one in self.sites):
+                self.rows += len(seen[name].x)
                 mask = mask_of(batch, self.sites[name])
                 _add(fits[name], seen[name], self.goal(name, wanted[name]), mask, self.first, done)
             done += len(next(iter(batch.values())))
@@ -370,7 +382,11 @@ def fit_port(
     student, tuned = student_and_tuned(start, device)
     teachers = Teachers(source, target, tuned, replace(passage.maps, spaces=passage.spaces))
     assert inputs.task is not None
-    teachers = replace(teachers, public=_public_maps(teachers, passage.layout, inputs.task))
+    teachers = replace(
+        teachers,
+        public=_public_maps(teachers, passage.layout, inputs.task),
+        own=frozenset(ported.carried.values()),
+    )
     found = fit(
         student,
         teachers,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 
@@ -13,7 +14,7 @@ from ..running.instances import probe_of
 from ..running.probes import Probe
 from .functional import let_go_of_student, same_other_tower, student_and_tuned
 from .ported import Ported
-from .teachers import answers, has_two_towers, mixed
+from .teachers import answers, has_two_towers, mixed, need_alike
 from .training import Lesson, TrainOptions, train_on
 from .transported import Fitted
 
@@ -41,7 +42,13 @@ TWO_TEACHERS = TeachOptions(optimizer="muon", lr=0.005, views=True, features=Tru
 
 
 def train_port(
-    start: Ported, inputs: Unlabelled, options: TeachOptions, *, device: str = "cpu", progress: bool = False
+    start: Ported,
+    inputs: Unlabelled,
+    options: TeachOptions,
+    *,
+    still: Collection[str] = (),
+    device: str = "cpu",
+    progress: bool = False,
 ) -> Fitted:
     """The tensors of a port, trained from where it is.
 
@@ -49,39 +56,48 @@ def train_port(
         start: where training starts, heads included.
         inputs: unlabelled; on those to keep target is the teacher.
         options: see there.
+        still: canonical names of what is not trained.
 
     Raises:
-        InputError: see `train_on`; or a model cannot be run here.
+        InputError: the models say nothing that can be learned; see `train_on`; or a model cannot be run here.
     """
     student, tuned = student_and_tuned(start, device)
-    assert inputs.task is not None
+    task, keep = inputs.task, inputs.keep
+    assert task is not None
     if options.bases:
         source, target = (probe_of(start.models, role, device) for role in ("source", "target"))
-        lessons = [_change(inputs.task, options, student, (source, target, tuned))]
+        # A head that comes along answers other questions than those of the bases, as many as they may be.
+        speak = has_two_towers(student) or not start.carried
+        lessons = [_change(task, options, student, (source, target, tuned), speak=speak)]
     else:
-        mine, its = (answers(one, inputs.task) for one in (student, tuned))
-        lessons = [Lesson(inputs.task, mine, its, views=options.views, mix=options.views)]
-    if inputs.keep is not None and inputs.keep_weight > 0:
-        lessons.append(_kept(inputs.keep, options, student, probe_of(start.models, "target", device)))
-        lessons[-1] = replace(lessons[-1], weight=inputs.keep_weight)
-    found = train_on(student, lessons, options, progress=progress)
+        mine, its = (answers(one, task) for one in (student, tuned))
+        lessons = [Lesson(task, mine, its, views=options.views, mix=options.views)]
+    need_alike(lessons[0].student, lessons[0].teacher, task, "inputs of the task")
+    if keep is not None:
+        lessons.append(_kept(inputs, keep, options, student, probe_of(start.models, "target", device)))
+        need_alike(lessons[1].student, lessons[1].teacher, keep, "inputs to keep")
+    found = train_on(student, lessons, options, still=still, progress=progress)
     let_go_of_student(start, student)
     return Fitted(start.models.target, found, start.update)
 
 
-def _change(task: Prepared, options: TeachOptions, student: Probe, others: tuple[Probe, Probe, Probe]) -> Lesson:
-    """What tuned teaches, beside what target says where the bases speak."""
+def _change(
+    task: Prepared, options: TeachOptions, student: Probe, others: tuple[Probe, Probe, Probe], *, speak: bool
+) -> Lesson:
+    """What tuned teaches, beside what target says where the bases speak; `speak`: whether they can."""
     source, target, _ = others
     tower = "vi" if "pixel_values" in task.batch(torch.tensor([0])) else "text"
-    features = options.features and has_two_towers(student) and same_other_tower(source, target, tower)
+    alike = options.features and has_two_towers(student) and same_other_tower(source, target, tower)
+    features = "embedding" if alike else "none"
     mine, old, new, its = (answers(one, task, features=features) for one in (student, *others))
-    teacher, share = mixed(old, new, its, task)
+    teacher, share = mixed(old, new, its, task) if speak else (its, 0.0)
     log.info("the bases speak on the task: %.2f of what tuned says is target's word instead of source's", share)
     return Lesson(task, mine, teacher, views=options.views, mix=options.views)
 
 
-def _kept(keep: Prepared, options: TeachOptions, student: Probe, target: Probe) -> Lesson:
-    """What target teaches: what its body gives, whose head the student may lack."""
-    scores = has_two_towers(student)
-    mine, its = (answers(one, keep, scores=scores, features=True) for one in (student, target))
-    return Lesson(keep, mine, its, views=options.views)
+def _kept(inputs: Unlabelled, keep: Prepared, options: TeachOptions, student: Probe, target: Probe) -> Lesson:
+    """What target teaches: what its users see or, where the student has another head, what its body gives."""
+    towers = has_two_towers(student) and has_two_towers(target)
+    features = "embedding" if towers else "body"
+    mine, its = (answers(one, keep, scores=towers, features=features) for one in (student, target))
+    return Lesson(keep, mine, its, inputs.keep_weight, views=options.views)

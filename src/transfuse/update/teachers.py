@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
@@ -52,7 +52,9 @@ class Answer:
         if self.features is not None and teacher.features is not None:
             spread = (teacher.features - teacher.features.mean(0)).square().sum(-1).mean()
             error = (self.features - teacher.features).square().sum(-1).mean()
-            total = total + FEATURES * error / spread.clamp_min(torch.finfo(error.dtype).tiny)
+            # Features that are all the same have no spread but rounding's.
+            floor = 1e-6 * teacher.features.square().sum(-1).mean() + torch.finfo(error.dtype).tiny
+            total = total + FEATURES * error / torch.maximum(spread, floor)
         return total
 
 
@@ -63,51 +65,89 @@ def _some(answer: Answer) -> Tensor:
 
 
 Ask = Callable[[Batch], Answer]
+Features = Literal["none", "embedding", "body"]
 
 
-def answers(probe: Probe, inputs: Prepared, *, scores: bool = True, features: bool = False) -> Ask:
-    """A model as one that is asked: by the prompts that come with the inputs, or by its head.
+def answers(probe: Probe, inputs: Prepared, *, scores: bool = True, features: Features = "none") -> Ask:
+    """A model as one that is asked.
 
     Args:
-        probe: the model. Of one of two towers features are normalised embeddings, of others what the body gives.
+        probe: the model.
         inputs: whose prompts are used.
-        scores, features: which of them are asked for; scores also where a model has nothing else to give.
+        scores: whether the scores of its head, or of the prompts that come with the inputs, are asked for.
+        features: "embedding": the normalised embedding of a model of two towers; "body": what the layers give, before
+            any head or projection, of all tokens.
     """
     prompts = probe.prompt_features(inputs) if scores else None
-    if has_two_towers(probe):
-        return lambda batch: _of_tower(probe, batch, prompts, features)
-    return lambda batch: _of_head(probe, batch, features, scores)
+
+    def ask(batch: Batch) -> Answer:
+        found, hidden = _run(probe, batch, with_body=features == "body")
+        if not has_two_towers(probe):
+            logits = getattr(found, "logits", None) if scores else None
+            return Answer(None if logits is None else rows_of(logits, _mask(batch)), hidden)
+        embedding = functional.normalize(pooled(found), dim=-1)
+        scale = probe.module.logit_scale.detach().exp()  # type: ignore[operator]
+        said = None if prompts is None else scale * embedding @ prompts.T
+        return Answer(said, embedding if features == "embedding" else hidden)
+
+    return ask
 
 
 def has_two_towers(probe: Probe) -> bool:
+    """Whether it is a CLIP or a SigLIP, whose embeddings are compared with those of the other tower."""
     return hasattr(probe.module, "get_image_features") and hasattr(probe.module, "get_text_features")
 
 
-def _of_tower(probe: Probe, batch: Batch, prompts: Tensor | None, features: bool) -> Answer:
-    found = functional.normalize(pooled(probe.run(batch)), dim=-1)
-    scores = None
-    if prompts is not None:
-        scores = probe.module.logit_scale.detach().exp() * found @ prompts.T  # type: ignore[operator]
-    return Answer(scores, found if features else None)
+def says_something(probe: Probe) -> bool:
+    """Whether it can teach: by a head, as all classes of transformers "For..." something have, or by embeddings."""
+    return has_two_towers(probe) or "For" in type(probe.module).__name__
 
 
-def _of_head(probe: Probe, batch: Batch, features: bool, scores: bool) -> Answer:
-    body: Any = getattr(probe.module, "base_model", probe.module)
+def _run(probe: Probe, batch: Batch, *, with_body: bool) -> tuple[Any, Tensor | None]:
+    """What a model gives, and the last hidden states of its layers (tokens, width), if they are asked for."""
+    if not with_body:
+        return probe.run(batch), None
     seen: list[Any] = []
-    hook = body.register_forward_hook(lambda *call: seen.append(call[2])) if features else None
+    hook = _body_of(probe, batch).register_forward_hook(lambda *call: seen.append(call[2]))
     try:
-        found: Any = probe.run(batch)
+        found = probe.run(batch)
     finally:
-        if hook is not None:
-            hook.remove()
-    mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
+        hook.remove()
     hidden = getattr(seen[-1], "last_hidden_state", None) if seen else None
-    # Where there is no body of its own, what the head says is all there is.
-    logits = getattr(found, "logits", None) if scores or hidden is None else None
-    return Answer(
-        None if logits is None else rows_of(logits, mask),
-        None if hidden is None else rows_of(hidden, mask),
-    )
+    return found, None if hidden is None else rows_of(hidden, _mask(batch))
+
+
+def _body_of(probe: Probe, batch: Batch) -> nn.Module:
+    """The part of a model that has no head: the tower that the inputs are for, if it has any."""
+    tower = getattr(probe.module, "vision_model" if "pixel_values" in batch else "text_model", None)
+    return tower if isinstance(tower, nn.Module) else getattr(probe.module, "base_model", probe.module)
+
+
+def _mask(batch: Batch) -> Tensor | None:
+    return batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
+
+
+@torch.no_grad()
+def need_alike(student: Ask, teacher: Ask, inputs: Prepared, what: str) -> None:
+    """Raises InputError unless two models say something that can be compared.
+
+    Args:
+        what: what the inputs are, for the message.
+    """
+    batch = inputs.batch(torch.arange(min(2, len(inputs))))
+    mine, its = student(batch), teacher(batch)
+    pairs = (mine.scores, its.scores), (mine.features, its.features)
+    shared = [(one.shape, other.shape) for one, other in pairs if one is not None and other is not None]
+    if not shared:
+        raise InputError(
+            f"distillation needs class scores on {what}: a classifier, or prompts for a model of two towers; without, "
+            "method functional carries a body"
+        )
+    if any(one != other for one, other in shared):
+        raise InputError(
+            f"on {what} the ported model and its teacher give {tuple(shared[0][0])} and {tuple(shared[0][1])}: they "
+            "cannot be compared"
+        )
 
 
 def mixed(source: Ask, target: Ask, tuned: Ask, inputs: Prepared) -> tuple[Ask, float]:
@@ -155,14 +195,3 @@ def _share(source: Ask, tuned: Ask, target: Ask, inputs: Prepared) -> float:
     if any(own <= 1e-12 * whole for own, whole in zip(powers, products[1:].tolist(), strict=True)):
         return 0.0
     return min(together**2 / (powers[0] * powers[1]), 1.0)
-
-
-def need_answers(answer: Answer) -> Answer:
-    """The same.
-
-    Raises:
-        InputError: the model says nothing that another one could learn.
-    """
-    if answer.scores is None and answer.features is None:
-        raise InputError("distillation needs class scores: a classifier, or prompts for a model of two towers")
-    return answer

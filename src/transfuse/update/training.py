@@ -6,7 +6,7 @@ forgetting (Li & Hoiem 2016, 1606.09282), the rehearsed inputs being generic one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..running.inputs import Prepared
 from ..running.probes import Probe
-from .teachers import Ask, need_answers
+from .teachers import Ask
 from .views import viewed
 
 
@@ -27,8 +27,8 @@ class TrainOptions:
 
     Attributes:
         steps: so many, the learning rate falling along a cosine.
-        optimizer: "adam", or "muon" for the matrices inside layers (Jordan et al. 2024), in steps as large as Adam's
-            (Liu et al. 2025, 2502.16982), and Adam for all others.
+        optimizer: "adam", or "muon" for the matrices of linear modules (Jordan et al. 2024), in steps as large as
+            Adam's (Liu et al. 2025, 2502.16982), and Adam for all others.
         lr: learning rate at the start.
         batch_size: inputs a step, of each lesson.
         seed: of their order, and of their views.
@@ -67,11 +67,16 @@ class Lesson:
             batch = viewed(batch, generator, mix=self.mix)
         with torch.no_grad():
             wanted = self.teacher(batch)
-        return self.weight * need_answers(self.student(batch)).distance(wanted)
+        return self.weight * self.student(batch).distance(wanted)
 
 
 def train_on(
-    student: Probe, lessons: Sequence[Lesson], options: TrainOptions, *, progress: bool = False
+    student: Probe,
+    lessons: Sequence[Lesson],
+    options: TrainOptions,
+    *,
+    still: Collection[str] = (),
+    progress: bool = False,
 ) -> dict[str, Tensor]:
     """Trains a model on all lessons at once.
 
@@ -79,14 +84,17 @@ def train_on(
         student: starts as target, in the class of the output; it is changed.
         lessons: what it is told.
         options: see there.
+        still: canonical names of what does not change.
 
     Returns:
         Canonical name -> parameter, of those that the inputs reach.
 
     Raises:
-        InputError: the models give no class scores, or the loss is not finite.
+        InputError: the loss is not finite.
     """
     student.module.requires_grad_(True)
+    for name in (one for one in still if one in student.names):
+        student.module.get_parameter(student.names[name]).requires_grad_(False)
     optimizers = _optimizers(student, options)
     rates = [torch.optim.lr_scheduler.CosineAnnealingLR(one, options.steps) for one in optimizers]
     generators = [torch.Generator().manual_seed(options.seed + number) for number in range(len(lessons))]
@@ -95,7 +103,7 @@ def train_on(
     for _ in tqdm(range(options.steps), desc="distilling", disable=not progress):
         loss = torch.stack([one.loss(next(order), drawn) for one, order in zip(lessons, orders, strict=True)]).sum()
         if not torch.isfinite(loss):
-            raise InputError("distillation: the loss is not finite; a smaller learning rate is needed")
+            raise InputError("distillation: the loss is not finite: the models' scores overflow, or training diverged")
         student.module.zero_grad()
         loss.backward()
         for one in (*optimizers, *rates):

@@ -170,6 +170,8 @@ class MethodSpec(Spec):
             raise ValueError(f"method {self.method}: {error}") from error
         if self.keep is not None and self.row is not None and not self.row.update.needs_inputs:
             raise ValueError(f"method {self.method} neither fits nor trains, so it keeps nothing; leave out 'keep'")
+        if self.options.get("polish") and self.row is not None and not self.row.update.fits:
+            raise ValueError(f"method {self.method} fits nothing that could be polished; leave out 'polish'")
         if self.label in (FINE_TUNING, ORACLE):
             raise ValueError(f"the label {self.label!r} is taken; give another one")
         return self
