@@ -163,8 +163,8 @@ def _transport_table(look: Lookup, plan: SectionPlan, which: str, title: str) ->
     if which == "at_one":
         columns.append(Column("", "equivalence", text=True))
     rows: list[tuple[str, str, Cells]] = [
-        ("zero-shot", "reference", _with_means(_zero_shot_cells(look, plan), plan)),
-        ("fine-tune on source", "reference", _with_means(_fine_tune_cells(look, plan), plan)),
+        ("zero-shot", "reference", _with_means(_absolute_cells(look, plan, ZeroShot), plan)),
+        ("fine-tune on source", "reference", _with_means(_absolute_cells(look, plan, Reference), plan)),
     ]
     for line in filter(look.has_records, plan.methods):
         cells = _with_means(_method_cells(look, plan, line.label, which), plan)
@@ -174,20 +174,11 @@ def _transport_table(look: Lookup, plan: SectionPlan, which: str, title: str) ->
     return _table(key, title, f"{_GAINS} {look.note()}", columns, rows)
 
 
-def _zero_shot_cells(look: Lookup, plan: SectionPlan) -> dict[tuple[str, str], Cell]:
+def _absolute_cells(look: Lookup, plan: SectionPlan, kind: type[ZeroShot | Reference]) -> dict[tuple[str, str], Cell]:
+    """Of what is there without any port: target with tuned's head, or the fine-tune on its source."""
     cells: dict[tuple[str, str], Cell] = {}
     for task in plan.tasks:
-        found = look.find(ZeroShot, task=task)
-        cells[task, "task"] = score_of(picked(found, "test"), look.metric(task))
-        if plan.support:
-            cells[task, "support"] = score_of(picked(found, "support"), look.metric(plan.support))
-    return cells
-
-
-def _fine_tune_cells(look: Lookup, plan: SectionPlan) -> dict[tuple[str, str], Cell]:
-    cells: dict[tuple[str, str], Cell] = {}
-    for task in plan.tasks:
-        found = look.find(Reference, task=task)
+        found = look.find(kind, task=task)
         cells[task, "task"] = score_of(picked(found, "test"), look.metric(task))
         if plan.support:
             cells[task, "support"] = score_of(picked(found, "support"), look.metric(plan.support))
