@@ -40,18 +40,10 @@ from transfuse.running.probes import Probe
 from transfuse.running.taps import find_sites
 from transfuse.spaces.axes import parse_axes
 from transfuse.spaces.layout import Layout, Space, is_linear
-from transfuse.update.functional import (
-    RIDGES,
-    Fit,
-    FitOptions,
-    Teachers,
-    chosen_ridge,
-    fit,
-    fit_port,
-    student_and_tuned,
-)
+from transfuse.update.functional import FitOptions, Teachers, fit, fit_port, student_and_tuned
 from transfuse.update.lessons import PLAIN, train_port
 from transfuse.update.ported import Ported, transported, unchanged
+from transfuse.update.regression import RIDGES, Fit, chosen_ridge
 from transfuse.update.teachers import answers
 from transfuse.update.training import Lesson, TrainOptions, train_on
 

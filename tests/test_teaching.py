@@ -31,9 +31,10 @@ from transfuse.models.plan import make_plan
 from transfuse.options.groups import Inputs, Keep
 from transfuse.running.given import Unlabelled
 from transfuse.running.live import load_live
-from transfuse.update.functional import Fit, FitOptions, Teachers, _beside, fit
+from transfuse.update.functional import FitOptions, Teachers, _beside, fit
 from transfuse.update.lessons import PLAIN, TWO_TEACHERS, train_port
 from transfuse.update.ported import transported, unchanged
+from transfuse.update.regression import Fit
 from transfuse.update.teachers import FEATURES, SILENT, Answer, mixed
 from transfuse.update.views import SMALLEST, viewed
 
