@@ -18,6 +18,7 @@ from transfuse import InputError
 from transfuse.evidence.relation import delta_report, is_nearer_to_target
 from transfuse.files.opening import open_checkpoint
 from transfuse.files.reading import BLOCK
+from transfuse.models import survey as survey_module
 from transfuse.models.model import Model, Models
 from transfuse.models.opening import open_models
 from transfuse.models.survey import survey
@@ -149,3 +150,21 @@ def test_of_a_real_trio_each_tensor_is_read_once(tmp_path: Path) -> None:
     models = open_models(*(save(m, tmp_path / n) for m, n in ((source, "s"), (target, "t"), (tuned, "f"))))
     survey(models)
     assert all(set(one.checkpoint.known.reads.values()) == {1} for one in models.all())
+
+
+def test_a_survey_runs_on_one_thread_and_leaves_the_number_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that wait for each other over small blocks cost more than the sums; users' settings are theirs."""
+    seen = []
+    add = survey_module._add
+    monkeypatch.setattr(survey_module, "_add", lambda *given: (seen.append(torch.get_num_threads()), add(*given)))
+    base = bert(seed=0)
+    places = [save(one, tmp_path / name) for name, one in (("source", base), ("target", bert(seed=1)))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        models = open_models(*places)
+        assert models.survey.fingerprints and set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

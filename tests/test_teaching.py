@@ -35,7 +35,7 @@ from transfuse.update.functional import FitOptions, Teachers, _beside, fit
 from transfuse.update.lessons import PLAIN, TWO_TEACHERS, train_port
 from transfuse.update.ported import transported, unchanged
 from transfuse.update.regression import Fit
-from transfuse.update.teachers import FEATURES, SILENT, Answer, mixed
+from transfuse.update.teachers import FEATURES, Answer, mixed
 from transfuse.update.views import SMALLEST, viewed
 
 DRAWN, KEPT = Inputs("synthetic", count=48), Keep("synthetic", count=64)
@@ -148,7 +148,6 @@ def test_tuned_alone_teaches_where_the_bases_do_not_speak() -> None:
     asks, inputs, _ = three_answers(0.0)
     teacher, share = mixed(asks[0], asks[1], asks[2], inputs)
     assert share == 0 and teacher is asks[2], "rows of noise have less in common than SILENT"
-    assert SILENT > 0
     other_head = lambda batch: Answer(torch.zeros(len(batch["pixel_values"]), 3))  # noqa: E731
     asks, inputs, _ = three_answers(1.0)
     for bases in ((other_head, asks[1]), (asks[0], lambda batch: Answer(None))):
@@ -286,7 +285,9 @@ def test_the_report_says_what_was_kept(tmp_path: Path, caplog: pytest.LogCapture
     assert "mostly overwritten" in (tmp_path / "without" / "README.md").read_text()
     caplog.clear()
     result = transfuse.port(*places, method="naive", keep=KEPT)
-    assert "the inputs to keep are not used: method naive" in caplog.text and "kept" not in result.report
+    assert "option keep is given, but not used" in caplog.text and "kept" not in result.report
+    assert any("option keep is given" in line for line in result.report["warnings"])
+    assert "kept" not in transfuse.port(*places, method="theseus", inputs=DRAWN).report, "maps overwrite nothing"
 
 
 def test_auto_trains_where_there_is_something_to_keep(tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ def test_a_recipe_says_what_is_kept() -> None:
     assert first.keep is not None and (first.keep.count, first.keep.weight) == (100, 1.0)
     assert second.keep is not None and second.options == {"polish": 5}
     content["transport"]["methods"][0]["method"] = "tied"
-    with pytest.raises(InputError, match="neither fits nor trains"):
+    with pytest.raises(InputError, match="nothing that 'keep' could change"):
         parse_recipe(content)
     content["transport"]["methods"][0]["method"] = "auto"
     content["transport"]["methods"][0]["keep"]["task"] = "cifar11"

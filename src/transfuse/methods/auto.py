@@ -2,8 +2,8 @@
 
 The rules come from measurements (docs/benchmarks.md, "Which method auto takes"):
 
-1. Unlabelled inputs are given: functional, at the task the best for its price; with inputs to keep: two-teachers, the
-   one method that carries nine tenths of a task and keeps what a better release is better at.
+1. Unlabelled inputs are given: functional, which carries nine tenths of a task in seconds; with inputs to keep:
+   two-teachers, which carried the most of those that keep what a better release is better at.
 2. None are given and the bases nearly agree, as they are or after matching: naive, or the maps that were found.
 3. They do not: functional on drawn inputs, and a warning, since real ones serve far better. That was better than any
    method by weights from the point on where the release has been trained for as long as the base, or is a stranger.
@@ -91,8 +91,8 @@ def choose(models: Models, request: PortRequest) -> Choice:
     if inputs.given and runs:
         return Choice(
             "functional",
-            "Unlabelled inputs are given, so target's modules are fitted to what the fine-tune does on them. In no "
-            "regime measured was another method better by more than noise.",
+            "Unlabelled inputs are given, so target's modules are fitted to what the fine-tune does on them. No method "
+            "that was measured carries more of a task as fast.",
             inputs,
         )
     if inputs.given:

@@ -72,8 +72,6 @@ def open_inputs(
             f"method {method.name} goes by activations: give unlabelled inputs (--inputs TASK; 'synthetic' draws some, "
             "which serve worse)"
         )
-    import torch
-
     from ..running.instances import let_go, probe_of
     from ..running.live import of_checkpoint
     from ..running.unlabelled import read_inputs
@@ -84,13 +82,11 @@ def open_inputs(
     task = read_inputs(inputs, live, data, run)
     keeps = keep.given and keep.weight > 0 and method.update.needs_inputs
     held = read_inputs(keep, live, data, run) if keeps else None
-    if held is not None:
-        kinds = ["images" if "pixel_values" in one.batch(torch.tensor([0])) else "texts" for one in (task, held)]
-        if kinds[0] != kinds[1]:
-            raise InputError(
-                f"the inputs of the task are {kinds[0]} and those to keep {kinds[1]}: what the port changes would "
-                "not be held to anything"
-            )
+    if held is not None and held.has_images != task.has_images:
+        raise InputError(
+            "of the inputs of the task and those to keep one are images and the other texts: what the port changes "
+            "would not be held to anything"
+        )
     found = Unlabelled(task, held, keep.weight)
     if not method.finds_maps:
         let_go(models)  # what comes runs tuned and the output alone

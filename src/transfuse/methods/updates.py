@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from ..options.groups import Change, Run
     from ..running.given import Unlabelled
     from ..update.ported import Ported
+
+
+OVERWRITES = (
+    "no inputs to keep are given (--keep): what the new base does better than the old one on anything but the task's "
+    "inputs will mostly be lost"
+)
 
 
 @dataclass(frozen=True)
@@ -20,16 +27,14 @@ class Update(ABC):
         transport: in the description of a method: "maps", "fit" or "train".
         is_control: whether it carries nothing of the fine-tune, as a measure for what does.
         needs_inputs: whether it needs unlabelled inputs, beside what matching needs.
-        fits: whether it fits modules in closed form.
-        trains: whether it takes steps of gradient descent.
+        takes: the options that change what it does, of those that some updates have no use for.
         moves_source: whether the maps are to carry source itself, so that the mapped source is a model to check.
     """
 
     transport: ClassVar[str]
     is_control: ClassVar[bool] = False
     needs_inputs: ClassVar[bool] = False
-    fits: ClassVar[bool] = False
-    trains: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()
     moves_source: ClassVar[bool] = True
 
     @abstractmethod
@@ -45,6 +50,26 @@ class Update(ABC):
         Raises:
             InputError: a model cannot be run here.
         """
+
+    def steps(self, change: Change) -> int:
+        """How many steps of training are taken."""
+        return 0
+
+    def report(self, inputs: Unlabelled, change: Change) -> dict[str, Any]:
+        """What the report says of the inputs, of updates that go by them."""
+        if "keep" not in self.takes or inputs.task is None:
+            return {}
+        kept = None if inputs.keep is None else {"examples": len(inputs.keep), "weight": inputs.keep_weight}
+        return {"examples": len(inputs.task), "kept": kept, "steps": self.steps(change)}
+
+    def warnings(self, inputs: Unlabelled, given: Mapping[str, Any]) -> list[str]:
+        """What whoever asks for it should know; `given`: values of options that not all updates take."""
+        found = [
+            f"option {name} is given, but not used: the method does nothing that it could change"
+            for name, value in given.items()
+            if value and name not in self.takes
+        ]
+        return [*found, OVERWRITES] if "keep" in self.takes and inputs.keep is None else found
 
 
 @dataclass(frozen=True)
@@ -75,9 +100,12 @@ class Fit(Update):
     """Target's modules are fitted, on inputs, to what tuned gives, carried by the maps."""
 
     transport: ClassVar[str] = "fit"
-    fits: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"keep", "polish"})
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
+
+    def steps(self, change: Change) -> int:
+        return change.polish
 
     def of(self, ported: Ported, inputs: Unlabelled, change: Change, run: Run) -> Ported:
         from ..update.functional import FitOptions, fit_port  # needs what evaluation needs
@@ -105,9 +133,12 @@ class Train(Update):
     plain: bool = True
 
     transport: ClassVar[str] = "train"
-    trains: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"keep", "train_steps"})
     needs_inputs: ClassVar[bool] = True
     moves_source: ClassVar[bool] = False
+
+    def steps(self, change: Change) -> int:
+        return change.train_steps
 
     def of(self, ported: Ported, inputs: Unlabelled, change: Change, run: Run) -> Ported:
         from ..update.lessons import PLAIN, TWO_TEACHERS, train_port  # needs what evaluation needs
@@ -120,14 +151,9 @@ class Train(Update):
 
 def _still(ported: Ported, change: Change) -> frozenset[str]:
     """What training leaves as it is."""
-    from ..spaces.layout import is_embedding
+    from ..update.ported import embeddings_of
 
-    layout = ported.heads.passage.layout
-    return (
-        frozenset(name for name in layout.params if is_embedding(name, layout))
-        if change.keep_embeddings
-        else frozenset()
-    )
+    return embeddings_of(ported) if change.keep_embeddings else frozenset()
 
 
 def _with_embeddings_as_asked(ported: Ported, change: Change) -> Ported:

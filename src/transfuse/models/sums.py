@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..files.reading import BLOCK
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for work on blocks: they fit into a core's cache, and more threads mostly wait for each other.
+
+    Sums are the same then on any number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Scratch:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..files.checkpoint import Checkpoint, Fingerprint
 from ..files.reading import BLOCK
 from .products import Products
-from .sums import Scratch
+from .sums import Scratch, one_thread
 
 
 class OneModel(Protocol):
@@ -117,10 +117,11 @@ def survey(models: Surveyed) -> Survey:
         for key, on_disk in places[task.name].values():
             asked[key][on_disk] = None
     streams = {keys[role]: _Stream(one.checkpoint, list(asked[keys[role]])) for role, one in by_role.items()}
-    scratch = Scratch(3)
-    sums = {task.name: _summed(task, places[task.name], streams, scratch) for task in tasks}
-    for stream in streams.values():
-        stream.finish()
+    with one_thread():
+        scratch = Scratch(3)
+        sums = {task.name: _summed(task, places[task.name], streams, scratch) for task in tasks}
+        for stream in streams.values():
+            stream.finish()
     return _collected(models, {task.name: task for task in tasks}, sums)
 
 

@@ -18,7 +18,6 @@ from ..methods.match import match_models, open_inputs, recorded
 from ..methods.table import Method
 from ..models.model import Models
 from ..models.plan import Plan
-from ..options.groups import Change
 from ..options.requests import PortRequest
 from ..running.given import Unlabelled
 from ..running.instances import idle_of
@@ -94,37 +93,17 @@ def carry(
     with models.passes.phase("check"):
         equivalence = _checked_equivalence(models, method, found, run.seed, request.check.double) if checked else None
     ported = transported(models, plan, found, change.alpha)
-    overwrites = method.update.needs_inputs and prepared.keep is None
-    if overwrites:
-        log.warning("%s", OVERWRITES)
-    if change.polish and not method.update.fits:
-        log.warning("there is no fit to polish: method %s does not fit modules", method.name)
-    if request.keep.given and not method.update.needs_inputs:
-        log.warning("the inputs to keep are not used: method %s neither fits nor trains", method.name)
+    warnings = method.update.warnings(prepared, {"keep": request.keep.given, "polish": change.polish})
+    for line in warnings:
+        log.warning("%s", line)
     if ported.heads.passage.warning:
         log.warning("%s", ported.heads.passage.warning)
     with models.passes.phase(method.update.transport):
         tensors = method.update.of(ported, prepared, change, run)
     report = {**about, "method": method.name, "summary": method.summary, "alpha": change.alpha}
-    if method.update.needs_inputs:
-        report |= _taught(method, prepared, change)
-    if overwrites:
-        report["warnings"] = [*report.get("warnings", []), OVERWRITES]
+    report |= {**method.update.report(prepared, change), "warnings": [*report.get("warnings", []), *warnings]}
     report |= _options(found, recorded(match, change, run, tie_qkv=found.tie_qkv))
     return PortResult(report | _findings(models, method, found, equivalence, null), found, None, tensors)
-
-
-OVERWRITES = (
-    "no inputs to keep are given (--keep): what the new base does better than the old one on anything but the task's "
-    "inputs will mostly be lost"
-)
-
-
-def _taught(method: Method, inputs: Unlabelled, change: Change) -> dict[str, Any]:
-    """For the report: on how many inputs, and in how many steps."""
-    keep, steps = inputs.keep, change.train_steps if method.update.trains else change.polish
-    kept = None if keep is None else {"examples": len(keep), "weight": inputs.keep_weight}
-    return {"kept": kept, "steps": steps, "examples": None if inputs.task is None else len(inputs.task)}
 
 
 # Options that only say how maps are sought.

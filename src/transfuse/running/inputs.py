@@ -59,6 +59,11 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the inputs are images; else texts."""
+        return "pixel_values" in next(self.batches(1))
+
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
         """All rows once, always in the same order; `labels` are among the tensors."""
         for index in torch.arange(len(self)).split(batch_size or self.batch_size):

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
-
 from ..running.given import Unlabelled
 from ..running.inputs import Prepared
 from ..running.instances import probe_of
@@ -86,7 +84,7 @@ def _change(
 ) -> Lesson:
     """What tuned teaches, beside what target says where the bases speak; `speak`: whether they can."""
     source, target, _ = others
-    tower = "vi" if "pixel_values" in task.batch(torch.tensor([0])) else "text"
+    tower = "vi" if task.has_images else "text"
     alike = options.features and has_two_towers(student) and same_other_tower(source, target, tower)
     features = "embedding" if alike else "none"
     mine, old, new, its = (answers(one, task, features=features) for one in (student, *others))

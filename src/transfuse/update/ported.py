@@ -15,7 +15,7 @@ from ..files.reading import TensorInfo
 from ..maps.collection import Maps
 from ..models.model import Models
 from ..models.plan import Plan, Step, written_steps
-from ..models.sums import count_equal
+from ..models.sums import count_equal, one_thread
 from ..spaces.layout import is_embedding
 from .objects import Scale, Update, dense
 from .passage import Passage
@@ -141,7 +141,8 @@ class Ported:
         else:
             lost = updates = 0
             for old, change in zip(self.models.target.blocks(step.name), blocks, strict=True):
-                new, counted = self._added(out, old, change)
+                with one_thread():
+                    new, counted = self._added(out, old, change)
                 lost, updates = lost + counted[0], updates + counted[1]
                 yield new
             self.lost[out] = lost, updates
@@ -200,9 +201,13 @@ def transported(models: Models, plan: Plan, maps: Maps, alpha: float = 1.0) -> P
 
 def without_embeddings(ported: Ported) -> Ported:
     """The same with target's own embeddings."""
+    return ported.with_update(Without(ported.update, embeddings_of(ported), ported.models.target))
+
+
+def embeddings_of(ported: Ported) -> frozenset[str]:
+    """Canonical names of tables, positions and patches."""
     layout = ported.heads.passage.layout
-    still = frozenset(name for name in ported.update.names if is_embedding(name, layout))
-    return ported.with_update(Without(ported.update, still, ported.models.target))
+    return frozenset(name for name in layout.params if is_embedding(name, layout))
 
 
 def unchanged(ported: Ported) -> Ported:

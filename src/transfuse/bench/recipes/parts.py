@@ -168,10 +168,10 @@ class MethodSpec(Spec):
             MethodRequest.of(**self.options)
         except InputError as error:
             raise ValueError(f"method {self.method}: {error}") from error
-        if self.keep is not None and self.row is not None and not self.row.update.needs_inputs:
-            raise ValueError(f"method {self.method} neither fits nor trains, so it keeps nothing; leave out 'keep'")
-        if self.options.get("polish") and self.row is not None and not self.row.update.fits:
-            raise ValueError(f"method {self.method} fits nothing that could be polished; leave out 'polish'")
+        takes, given = None if self.row is None else self.row.update.takes, {"keep": self.keep, **self.options}
+        for name in ("keep", "polish", "train_steps"):
+            if takes is not None and given.get(name) and name not in takes:
+                raise ValueError(f"method {self.method} does nothing that {name!r} could change; leave it out")
         if self.label in (FINE_TUNING, ORACLE):
             raise ValueError(f"the label {self.label!r} is taken; give another one")
         return self
