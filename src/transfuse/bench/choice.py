@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..methods.table import DEFAULT_METHOD, METHODS
 from .recipes.parts import ORACLE, MethodSpec
-from .recipes.sections import CONTROLS, InterpolationSpec, TransportSpec
+from .recipes.sections import CONTROLS, CarriedSpec, InterpolationSpec
 from .recipes.spec import Recipe
 
 NAIVE = MethodSpec.model_validate("naive")
 ORACLE_METHOD = MethodSpec.model_construct(method="naive", name=ORACLE, options={})
-SectionSpec = TransportSpec | InterpolationSpec
+SectionSpec = CarriedSpec | InterpolationSpec
 
 
 def with_controls(spec: SectionSpec, oracle: bool = False) -> list[MethodSpec]:

@@ -10,24 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from .._version import __version__
 from ..errors import TransfuseError
 from ..maps.collection import Maps
 from ..methods.table import METHODS
-from ..porting.port import port
-from ..report.records import AlphaCurve, Interpolated, Record, Reference, Scores, ZeroShot
+from ..report.records import AlphaCurve, Interpolated, Record, ZeroShot
 from ..report.records import Ported as PortedScores
-from ..running.scores import evaluate, score_dict
 from ..study.interpolate import interpolate
-from ..study.sweep import choose_alpha, support_state
+from ..study.sweep import choose_alpha
 from .alignments import are_alike, describe, find_maps
 from .cells import Done
 from .choice import NAIVE, SectionSpec, has_oracle, is_tested, verdict_methods, with_controls
 from .few_labels import FewLabels
-from .ports import FORMAT, Aligned, Ports
+from .ports import Aligned, Ports
 from .recipes.parts import ORACLE, MethodSpec
-from .recipes.sections import FewShotSpec, InterpolationSpec, TransportSpec
+from .recipes.sections import CarriedSpec, FewShotSpec, InterpolationSpec, TransportSpec, WorthSpec
 from .workbench import Workbench
+from .worth import Worths
 
 
 class Regime:
@@ -49,17 +47,19 @@ class Regime:
             if isinstance(spec, InterpolationSpec):
                 yield from self._interpolation(spec)
                 continue
-            for task in spec.tasks:
-                if task not in zero_shots:
-                    yield self._zero_shot(spec, task)
-                    zero_shots[task] = None
-                yield from self._task(name, spec, task)
+            if isinstance(spec, WorthSpec):
+                worths = Worths(self.ports)
+                yield from (one for task in spec.tasks for one in worths.rows(spec, task, self._measurable(spec)))
+            elif isinstance(spec, TransportSpec):
+                for task in spec.tasks:
+                    if task not in zero_shots:
+                        yield self._zero_shot(spec, task)
+                        zero_shots[task] = None
+                    yield from self._task(name, spec, task)
 
     def _task(self, section: str, spec: TransportSpec, task: str) -> Iterator[Done]:
         few_labels = FewLabels(self.ports)
-        for method in self._methods(spec):
-            if not method.by_task and self.ports.aligned[method.label].maps is None:
-                continue  # the alignment is among the failures
+        for method in self._measurable(spec):
             if section == "transport":
                 yield self._transport(spec, task, method)
             elif section == "alpha":
@@ -71,6 +71,11 @@ class Regime:
 
     def _methods(self, spec: SectionSpec) -> list[MethodSpec]:
         return with_controls(spec, has_oracle(self.bench.recipe, self.ports.source, self.ports.target))
+
+    def _measurable(self, spec: CarriedSpec) -> list[MethodSpec]:
+        """Its methods, but for those whose alignment is among the failures."""
+        aligned = self.ports.aligned
+        return [one for one in self._methods(spec) if one.by_task or aligned[one.label].maps is not None]
 
     # --- alignment ------------------------------------------------------------------------------------------------
 
@@ -215,42 +220,3 @@ class Regime:
             )
             for one in curves
         }
-
-
-def references(bench: Workbench, seed: int) -> Iterator[Done]:
-    """The fine-tunes on the sources they belong to."""
-    wanted: dict[str, tuple[TransportSpec, str]] = {}
-    for name in bench.settings.sections:
-        spec = bench.recipe.section(name)
-        if not isinstance(spec, TransportSpec):
-            continue
-        for task, one in spec.tasks.items():
-            if task not in wanted or wanted[task][0].support is None:
-                wanted[task] = spec, one.tuned
-    for task, (spec, tuned) in wanted.items():
-        yield _reference(bench, seed, task, spec, tuned)
-
-
-def _reference(bench: Workbench, seed: int, task: str, spec: TransportSpec, tuned: str) -> Done:
-    about = {"format": FORMAT, "version": __version__, "tuned": bench.store.key(tuned, seed), "seed": seed}
-    about |= {"device": bench.settings.device.split(":")[0], "task": bench.task_depends_on(task), "name": task}
-    if spec.support is not None:
-        about |= {"source": bench.store.key(spec.source, seed), "support": bench.task_depends_on(spec.support)}
-    cell = bench.cells.cell("reference", (f"seed{seed}", task), about)
-
-    def make() -> Record:
-        live, asked = bench.live(tuned, seed), bench.recipe.tasks[task]
-        found = score_dict(evaluate(live, asked, bench.prepared(asked, "test", live)))
-        return Reference(seed, task, found, _reference_on_support(bench, seed, spec, tuned))
-
-    return bench.cells.read(cell) or bench.cells.made(cell, make)
-
-
-def _reference_on_support(bench: Workbench, seed: int, spec: TransportSpec, tuned: str) -> Scores | None:
-    """The fine-tune under source's own head: its task vector, added to where it is from."""
-    if spec.support is None:
-        return None
-    source = bench.checkpoint(spec.source, seed)
-    result = port(source, bench.checkpoint(tuned, seed), source, method=NAIVE.method, verify=False)
-    live, about = bench.live(spec.source, seed), bench.recipe.tasks[spec.support]
-    return bench.scores(live, support_state(result.tensors), about, "test")

@@ -16,7 +16,7 @@ from .._version import __version__
 from ..errors import InputError
 from ..report.figures import figures_of, regime_figures
 from ..report.page import SectionFigures, render
-from ..report.records import Failure, MethodLine, Metric, Results, SectionPlan, as_json
+from ..report.records import AS_IT_IS, KEPT, Failure, MethodLine, Metric, Results, SectionPlan, as_json
 from ..report.style import Figure
 from ..report.tables import SectionReport, sections_of
 from ..report.writing import as_json as tables_as_json
@@ -26,7 +26,7 @@ from .choice import has_oracle, verdict_methods, with_controls
 from .jobs import usable_cores
 from .recipes.parts import FINE_TUNING, ORACLE, ModelSpec
 from .recipes.reading import dump_recipe, plain
-from .recipes.sections import CONTROLS, FewShotSpec, InterpolationSpec, Section, TransportSpec
+from .recipes.sections import CONTROLS, CarriedSpec, FewShotSpec, InterpolationSpec, Section, WorthSpec
 from .recipes.spec import Recipe
 from .store import MadeModel
 
@@ -59,11 +59,15 @@ def results(
 def _plan(recipe: Recipe, section: Section) -> SectionPlan:
     spec = recipe.section(section)
     assert spec is not None
-    oracle = isinstance(spec, TransportSpec) and any(has_oracle(recipe, *pair) for pair in spec.regimes.values())
+    oracle = isinstance(spec, CarriedSpec) and any(has_oracle(recipe, *pair) for pair in spec.regimes.values())
     lines = [MethodLine(one.label, one.method, _role(one.label)) for one in with_controls(spec, oracle)]
     verdicts = tuple(one.label for one in verdict_methods(spec))
     if isinstance(spec, InterpolationSpec):
         return SectionPlan(section, tuple(spec.regimes), (spec.task,), tuple(lines), verdict_methods=verdicts)
+    if isinstance(spec, WorthSpec):
+        lines = [MethodLine(one, one, "reference") for one in (KEPT, AS_IT_IS)] + lines
+        lines += [MethodLine(one, one, "reference") for one in spec.retrained]
+    assert isinstance(spec, CarriedSpec)
     shots = tuple(spec.shots) if isinstance(spec, FewShotSpec) else ()
     if shots:
         lines.append(MethodLine(FINE_TUNING, FINE_TUNING, "control"))

@@ -22,9 +22,10 @@ from ..study.sweep import support_state
 from ..update.live import live_of
 from ..update.ported import Ported
 from .cells import Cell, Done
+from .cost import Cost, costed
 from .recipes.parts import ORACLE, MethodSpec
 from .recipes.reading import stated
-from .recipes.sections import TransportSpec
+from .recipes.sections import CarriedSpec
 from .workbench import Workbench
 
 FORMAT = 2  # raised when what a record holds means something else
@@ -55,26 +56,34 @@ class Ports:
         self.pair = [bench.store.key(name, seed) for name in models]
         self.paths = (bench.location(self.source, seed), bench.location(self.target, seed))
         self.aligned: dict[str, Aligned] = {}
-        self._last: tuple[tuple[str, str], PortResult] | None = None
+        self._last: tuple[tuple[str, str], PortResult, Cost] | None = None
         self._lives: dict[str, LiveModel] = {}
 
-    def ported(self, spec: TransportSpec, task: str, method: MethodSpec) -> PortResult:
+    def ported(self, spec: CarriedSpec, task: str, method: MethodSpec) -> PortResult:
         """The port, its tensors held; the last one is kept, since its measurements follow each other."""
+        return self.costed(spec, task, method)[0]
+
+    def costed(self, spec: CarriedSpec, task: str, method: MethodSpec) -> tuple[PortResult, Cost]:
+        """The same with what it cost; maps of weights are found before, for all tasks."""
         # Rows that differ only in what comes after share one.
         key = (spec.tasks[task].tuned, json.dumps(self.method_depends_on(method), sort_keys=True))
         if self._last is None or self._last[0] != key:
             names = (self.source, spec.tasks[task].tuned, self.target)
-            source, tuned, target = (self.bench.checkpoint(name, self.seed) for name in names)
+            models = [self.bench.checkpoint(name, self.seed) for name in names]
             settings = self.bench.settings
-            options = {"seed": self.seed, "device": settings.device, "data_dir": settings.data_dir}
+            options: dict[str, Any] = {"seed": self.seed, "device": settings.device, "data_dir": settings.data_dir}
             if method.by_task:
                 options |= {"method": method.method, "inputs": self._inputs(method, task), **method.options}
                 options |= {"keep": self._keep(method)}
             else:
                 options["maps"] = self.aligned[method.label].maps
-            result = port(source, tuned, target, verify=False, **options)
-            self._last = (key, replace(result, tensors=result.tensors.held()))
-        return self._last[1]
+
+            def make() -> PortResult:
+                result = port(*models, verify=False, **options)
+                return replace(result, tensors=result.tensors.held())
+
+            self._last = (key, *costed(make, settings.device))
+        return self._last[1:]
 
     def _inputs(self, method: MethodSpec, task: str) -> Inputs:
         wanted = method.wanted_inputs
@@ -97,7 +106,7 @@ class Ports:
             self._lives = {tuned: live_of(result.tensors, state, device=self.bench.settings.device)}
         return self._lives[tuned]
 
-    def on_support(self, spec: TransportSpec, ported: Ported, split: Any) -> Scores | None:
+    def on_support(self, spec: CarriedSpec, ported: Ported, split: Any) -> Scores | None:
         """Scores on the support task: target with its own head, and what the port adds to the rest."""
         if spec.support is None:
             return None
@@ -112,7 +121,7 @@ class Ports:
         about |= {"seed": self.seed, "regime": self.label, "pair": self.pair, "labels": list(labels)}
         return self.bench.cells.cell(kind, (f"seed{self.seed}", self.label, *labels), {**about, **depends_on})
 
-    def depends_on(self, spec: TransportSpec, task: str, method: MethodSpec) -> dict[str, Any]:
+    def depends_on(self, spec: CarriedSpec, task: str, method: MethodSpec) -> dict[str, Any]:
         """What a measurement of a carried fine-tune depends on."""
         return {
             "method": self.method_depends_on(method),

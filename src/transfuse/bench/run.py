@@ -18,11 +18,12 @@ from ..options.requests import BenchRequest
 from ..report.records import Failure
 from .cells import Done, Unfinished
 from .jobs import Job, Outcome, report_to_stderr, run_jobs, usable_cores
-from .measure import Regime, references
+from .measure import Regime
 from .output import check_output, provenance, results, write_all
 from .recipes.reading import plain, quick
-from .recipes.sections import SECTIONS, Section, TransportSpec
+from .recipes.sections import SECTIONS, CarriedSpec, Section, WorthSpec
 from .recipes.spec import Recipe
+from .references import references
 from .store import MadeModel, ModelStore, default_cache
 from .tiny import tiny
 from .workbench import Settings, Workbench
@@ -237,7 +238,7 @@ def _jobs(recipe: Recipe, sections: Sequence[Section], settings: Settings) -> li
 
 def _tuned(recipe: Recipe, section: Section) -> list[str]:
     spec = recipe.section(section)
-    return [one.tuned for one in spec.tasks.values()] if isinstance(spec, TransportSpec) else []
+    return [one.tuned for one in spec.tasks.values()] if isinstance(spec, CarriedSpec) else []
 
 
 def _regimes(recipe: Recipe, sections: Sequence[Section]) -> dict[str, list[str]]:
@@ -247,6 +248,8 @@ def _regimes(recipe: Recipe, sections: Sequence[Section]) -> dict[str, list[str]
         spec = recipe.section(name)
         for label, pair in (spec.regimes if spec else {}).items():
             found.setdefault(label, []).extend([*pair, *_tuned(recipe, name)])
+            if isinstance(spec, WorthSpec):
+                found[label] += [m for rows in spec.retrained.values() for m in rows.get(label, {}).values()]
     return found
 
 

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..study.initial import InitSpec, TokenizerSpec
 from ..study.train import TrainSpec
 from .recipes.parts import MethodSpec, ModelSpec
-from .recipes.sections import FewShotSpec, InterpolationSpec, TransportSpec
+from .recipes.sections import SECTIONS, CarriedSpec, FewShotSpec, InterpolationSpec, TransportSpec
 from .recipes.spec import Limits, Recipe
 
 ROWS = 24
@@ -79,11 +79,7 @@ def tiny(recipe: Recipe, data_dir: Path | None) -> Recipe:
     tasks = {name: _tiny_task(one, data_dir) for name, one in recipe.tasks.items()}
     few = recipe.model_copy(update={"tasks": tasks})
     models = {name: _tiny_model(few, name, one, data_dir) for name, one in recipe.models.items()}
-    sections = {
-        name: _tiny_section(spec)
-        for name in ("transport", "alpha", "fewshot", "interpolation")
-        if (spec := getattr(recipe, name)) is not None
-    }
+    sections = {name: _tiny_section(spec) for name in SECTIONS if (spec := recipe.section(name)) is not None}
     limits = Limits().capped(ROWS)
     return few.model_copy(update={"models": models, "seeds": recipe.seeds[:1], "limit": limits, **sections})
 
@@ -99,21 +95,26 @@ def _tiny_task(task: TaskSpec, data_dir: Path) -> TaskSpec:
 def _tiny_section(spec: BaseModel) -> BaseModel:
     if isinstance(spec, InterpolationSpec):
         return spec.model_copy(update={"points": 3})
-    assert isinstance(spec, TransportSpec)
-    changes: dict[str, Any] = {
-        "alphas": sorted(spec.alphas)[-2:],
-        "methods": [_few_inputs(one) for one in spec.methods],
-    }
+    assert isinstance(spec, CarriedSpec)
+    changes: dict[str, Any] = {"methods": [_few_inputs(one) for one in spec.methods]}
+    if isinstance(spec, TransportSpec):
+        changes["alphas"] = sorted(spec.alphas)[-2:]
     if isinstance(spec, FewShotSpec):
         changes |= {"shots": [1], "steps": STEPS, "tune_steps": STEPS}
     return spec.model_copy(update=changes)
 
 
 def _few_inputs(method: MethodSpec) -> MethodSpec:
-    wanted = method.wanted_inputs
-    if wanted is None:
-        return method
-    return method.model_copy(update={"inputs": wanted.model_copy(update={"count": min(wanted.count, ROWS)})})
+    changes: dict[str, Any] = {
+        key: one.model_copy(update={"count": min(one.count, ROWS)})
+        for key, one in (("inputs", method.wanted_inputs), ("keep", method.keep))
+        if one is not None
+    }
+    options = {**method.options, **({"polish": STEPS} if method.options.get("polish") else {})}
+    if method.row is not None and "train_steps" in method.row.update.takes:
+        options["train_steps"] = STEPS
+    changes["options"] = options
+    return method.model_copy(update=changes)
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def _few_steps(recipe: Recipe, spec: ModelSpec, data_dir: Path) -> ModelSpec:
 
 def _tuned_from(recipe: Recipe, name: str) -> tuple[str, str] | None:
     """(source, task) of a model that is somewhere a fine-tune."""
-    for spec in (recipe.transport, recipe.alpha, recipe.fewshot):
+    for spec in (recipe.transport, recipe.worth, recipe.alpha, recipe.fewshot):
         for task, one in spec.tasks.items() if spec else ():
             if one.tuned == name:
                 return spec.source if spec else "", task
@@ -182,7 +183,7 @@ def _tuned_from(recipe: Recipe, name: str) -> tuple[str, str] | None:
 
 def _first_task(recipe: Recipe, name: str) -> TaskSpec:
     """A task that a base is used for."""
-    for spec in (recipe.transport, recipe.alpha, recipe.fewshot):
+    for spec in (recipe.transport, recipe.worth, recipe.alpha, recipe.fewshot):
         if spec and name in (spec.source, *spec.targets.values()):
             return recipe.tasks[next(iter(spec.tasks))]
     line = recipe.interpolation

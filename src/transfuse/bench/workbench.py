@@ -19,6 +19,7 @@ from ..data.tasks import TaskSpec
 from ..files.checkpoint import Checkpoint
 from ..files.folders import PROCESSOR_FILES, TOKENIZER_FILES
 from ..files.opening import open_checkpoint
+from ..running.corruption import corrupted
 from ..running.inputs import Prepared, prepare
 from ..running.live import LiveModel, load_live, with_state
 from ..running.scores import Scores, evaluate, score_dict
@@ -114,6 +115,20 @@ class Workbench:
         about = (task.model_dump_json(), split, _processors(live), digest_of_config(live))
         key = (*about, digest_of_state(state))
         return self._scores.get_or(key, lambda: score_dict(evaluate(with_state(live, state), task, inputs)))
+
+    def scores_on_corrupted(self, live: LiveModel, state: Mapping[str, Tensor], task: TaskSpec) -> Scores | None:
+        """Scores on the test split's images, corrupted, as means over the corruptions; None for texts."""
+        inputs = corrupted(self.prepared(task, "test", live))
+        if not inputs:
+            return None
+
+        def measured() -> Scores:
+            model = with_state(live, state)
+            found = [score_dict(evaluate(model, task, one)) for one in inputs]
+            return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+
+        about = (task.model_dump_json(), "corrupted", _processors(live), digest_of_config(live))
+        return self._scores.get_or((*about, digest_of_state(state)), measured)
 
     def task_depends_on(self, name: str | None) -> Any:
         """What the data of a task are, for keys."""

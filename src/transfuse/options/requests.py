@@ -162,6 +162,9 @@ class FinetuneRequest(Request):
     output: groups.Output = group(groups.Output, **_WRITTEN)
     data: groups.Data = group(groups.Data, leave=("split",))
     train: studies.Train = group(studies.Train)
+    keep: groups.Keep = group(
+        groups.Keep, leave=("split",), keep={"help": "Generic unlabelled inputs on which BASE shall stay as it is."}
+    )
     run: groups.Run = group(groups.Run)
 
 

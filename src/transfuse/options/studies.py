@@ -233,7 +233,7 @@ class Convert(Group):
     tower: str | None = option(None, "This tower with its projection alone.", kind=str, choices=("text",))
 
 
-SECTIONS = ("transport", "alpha", "fewshot", "interpolation")
+SECTIONS = ("transport", "worth", "alpha", "fewshot", "interpolation")
 
 
 @dataclass(frozen=True)

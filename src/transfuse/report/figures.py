@@ -7,17 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..spaces.layout import tower_of
+from .grid import Lookup, picked
 from .records import AlphaCurve, FewShot, Interpolated, Metric, Ported, Results, Scores, SectionPlan, ZeroShot
 from .style import Figure, Look, add_legend, drawing, finished, looks_of, new_figure, points
-from .tables import Lookup, RegimeReport, SectionReport, picked
+from .tables import RegimeReport, SectionReport
 from .values import Value, difference, score_of, unit_of, value_of
 from .verdicts import alignments
+from .worth import frontier
 
 
 def figures_of(results: Results, section: SectionReport) -> list[Figure]:
     """Figures of a section over all its regimes; those of one regime are made by `regime_figures`."""
     drawers: dict[str, Sequence[Callable[[Results, SectionReport], Figure | None]]] = {
         "transport": (_gains, _validation_curves),
+        "worth": (_frontier,),
         "alpha": (_alpha_curves, _support_curves),
         "fewshot": (_shot_curves,),
         "interpolation": (_lines,),
@@ -176,6 +179,12 @@ def _gain_values(results: Results, plan: SectionPlan, regime: str) -> dict[str, 
             if value is not None and look.metric(task).in_points:
                 found.setdefault(line.label, {})[task] = value
     return found
+
+
+def _frontier(results: Results, section: SectionReport) -> Figure | None:
+    reports = {one.label: one for one in section.regimes}
+    looks = [Lookup(results, label) for label in reports]
+    return frontier(looks, section.plan, lambda panel, look: _regime_title(panel, reports[look.regime]))
 
 
 Series = Callable[[Lookup, str, str], Mapping[int, tuple[Sequence[float], Sequence[Scores]]]]

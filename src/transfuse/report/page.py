@@ -10,9 +10,10 @@ from itertools import groupby
 from typing import Any
 
 from ..data.extras import need
+from .grid import Cell, Column, Table
 from .records import Results
 from .style import Figure
-from .tables import Cell, Column, RegimeReport, SectionReport, Table
+from .tables import RegimeReport, SectionReport
 from .values import MINUS, Value
 from .verdicts import Verdict, counted
 from .writing import cell_text

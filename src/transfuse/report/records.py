@@ -112,6 +112,34 @@ class Ported:
     support_at_chosen: Scores | None = None
 
 
+KEPT, AS_IT_IS = "keep the old fine-tune", "the new base as it is"
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What one has on a task, and of what the new base is better at, with one of the models one may take.
+
+    Attributes:
+        row: `KEPT`, `AS_IT_IS`, the label of a method, or that of a way of retraining.
+        test: on the task.
+        support: on the support task: old base's or new base's own head, with what was added to it.
+        corrupted: on the task's images, corrupted (mean over the corruptions); None for texts.
+        seconds: of the port or the training.
+        memory: of the port, bytes at most above those at its start.
+    """
+
+    kind: ClassVar[str] = "worth"
+    seed: int
+    regime: str
+    task: str
+    row: str
+    test: Scores
+    support: Scores | None = None
+    corrupted: Scores | None = None
+    seconds: float | None = None
+    memory: int | None = None
+
+
 @dataclass(frozen=True)
 class AlphaCurve:
     """Scores over alpha, on validation splits only."""
@@ -165,9 +193,9 @@ class Interpolated:
     midpoint_loss: float
 
 
-Record = Alignment | ZeroShot | Reference | Ported | AlphaCurve | FewShot | Interpolated
+Record = Alignment | ZeroShot | Reference | Ported | Worth | AlphaCurve | FewShot | Interpolated
 KINDS: dict[str, type[Any]] = {
-    one.kind: one for one in (Alignment, ZeroShot, Reference, Ported, AlphaCurve, FewShot, Interpolated)
+    one.kind: one for one in (Alignment, ZeroShot, Reference, Ported, Worth, AlphaCurve, FewShot, Interpolated)
 }
 
 
@@ -200,7 +228,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class MethodLine:
-    """A method of a section, in the order of the tables: its role is "control", "method" or "oracle"."""
+    """A row of a section, in the order of the tables: its role is "control", "method", "oracle" or "reference"."""
 
     label: str
     method: str
@@ -212,7 +240,7 @@ class SectionPlan:
     """What a section of a recipe is about, in the order in which it is shown.
 
     Attributes:
-        kind: "transport", "alpha", "fewshot" or "interpolation".
+        kind: "transport", "worth", "alpha", "fewshot" or "interpolation".
         regimes: labels of the targets (or pairs).
         tasks: names; of an interpolation, the one task.
         verdict_methods: labels whose null test says how the bases are related.

@@ -5,64 +5,32 @@ Nothing here is text yet, but for labels: `writing` makes markdown and csv of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
+from .grid import Cell, Cells, Column, Lookup, Table, picked, table_of
 from .records import (
     AlphaCurve,
     FewShot,
     Interpolated,
-    MethodLine,
     Metric,
     Ported,
-    Record,
     Reference,
     Results,
-    Scores,
     SectionPlan,
     ZeroShot,
 )
 from .values import Value, difference, mean_over, score_of, unit_of, value_of
 from .verdicts import Verdict, equivalence_text, verdict_of
+from .worth import worth_tables
 
 TITLES = {
     "transport": "Transport of the task vector",
+    "worth": "Keep the old model, port, or retrain?",
     "alpha": "Scale of the task vector",
     "fewshot": "Scales learned from a few labelled examples",
     "interpolation": "Interpolation between the bases",
 }
-Cell = Value | str | None
-Kind = TypeVar("Kind", bound=Record)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: the group it stands under (a task, say) and its name there; a text column holds no score."""
-
-    group: str
-    name: str
-    text: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row: its role is "reference" (absolute values), "control", "method" or "oracle"."""
-
-    label: str
-    role: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its heading and a line on how to read it."""
-
-    key: str
-    title: str
-    note: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -98,48 +66,6 @@ def _section(results: Results, plan: SectionPlan) -> SectionReport:
     return SectionReport(plan.kind, TITLES[plan.kind], plan, tuple(regimes))
 
 
-class Lookup:
-    """The records of one regime, by seed."""
-
-    def __init__(self, results: Results, regime: str):
-        self.results, self.regime = results, regime
-        self.records = [one for one in results.records if getattr(one, "regime", regime) == regime]
-
-    def find(self, kind: type[Kind], **wanted: Any) -> dict[int, Kind]:
-        """The record of that kind and those fields, for each seed."""
-        found = (one for one in self.records if isinstance(one, kind))
-        kept = (one for one in found if all(getattr(one, key) == value for key, value in wanted.items()))
-        return {one.seed: one for one in kept}
-
-    def metric(self, task: str) -> Metric:
-        """By which a task is judged."""
-        return self.results.metrics[task]
-
-    def has_records(self, line: MethodLine) -> bool:
-        """Whether a row is of use: an oracle exists for planted targets only."""
-        return line.role != "oracle" or any(getattr(one, "method", None) == line.label for one in self.records)
-
-    def note(self) -> str:
-        """How spread is to be read."""
-        seeds = len(self.results.seeds)
-        return f"Mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else "One seed: no spread."
-
-
-def picked(found: Mapping[int, Record], field: str) -> dict[int, Scores]:
-    """One field of records by seed, where it is there."""
-    values = {seed: getattr(one, field) for seed, one in found.items()}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
-Cells = Mapping[tuple[str, str], Cell]
-
-
-def _table(key: str, title: str, note: str, columns: Sequence[Column], rows: Iterable[tuple[str, str, Cells]]) -> Table:
-    """A table from rows that hold their cells by (group, name)."""
-    made = (Row(label, role, tuple(cells.get((c.group, c.name)) for c in columns)) for label, role, cells in rows)
-    return Table(key, title, note, tuple(columns), tuple(made))
-
-
 # --- transport ----------------------------------------------------------------------------------------------------
 
 _GAINS = (
@@ -171,7 +97,7 @@ def _transport_table(look: Lookup, plan: SectionPlan, which: str, title: str) ->
         said = equivalence_text(look.results, look.regime, line.label)
         rows.append((line.label, line.role, {**cells, ("", "equivalence"): said}))
     key = f"transport/{look.regime}/{which.replace('_', '-')}"
-    return _table(key, title, f"{_GAINS} {look.note()}", columns, rows)
+    return table_of(key, title, f"{_GAINS} {look.note()}", columns, rows)
 
 
 def _absolute_cells(look: Lookup, plan: SectionPlan, kind: type[ZeroShot | Reference]) -> dict[tuple[str, str], Cell]:
@@ -235,7 +161,7 @@ def _alpha_table(look: Lookup, plan: SectionPlan, task: str, measured: str, fiel
     what = f"{task}" if measured == task else f"{task}, on the support task {measured}"
     note = f"Validation split; the test split is not touched. Differences to zero-shot. {look.note()}"
     columns = [Column("", name) for name in names]
-    return _table(f"alpha/{look.regime}/{task}/{field}", what, note, columns, rows)
+    return table_of(f"alpha/{look.regime}/{task}/{field}", what, note, columns, rows)
 
 
 # --- few shots ----------------------------------------------------------------------------------------------------
@@ -256,7 +182,7 @@ def _few_shot_table(look: Lookup, plan: SectionPlan, field: str, title: str) -> 
     for line in filter(look.has_records, plan.methods):
         rows.append((line.label, line.role, _few_shot_cells(look, plan, line.label, field)))
     note = f"Test split. Differences to zero-shot, paired by seed. {look.note()}"
-    return _table(f"fewshot/{look.regime}/{field}", title, note, columns, rows)
+    return table_of(f"fewshot/{look.regime}/{field}", title, note, columns, rows)
 
 
 def _few_shot_cells(look: Lookup, plan: SectionPlan, method: str, field: str) -> Cells:
@@ -298,7 +224,7 @@ def _interpolation(look: Lookup, plan: SectionPlan) -> list[Table]:
         "Loss on the straight line from the mapped source to target; 'change': of the mapped source less source's own, "
         f"zero where the maps keep the function. {look.note()}"
     )
-    return [_table(f"interpolation/{look.regime}", plan.tasks[0], note, columns, rows)]
+    return [table_of(f"interpolation/{look.regime}", plan.tasks[0], note, columns, rows)]
 
 
 def _line_cells(look: Lookup, method: str, skips: str, metric: Metric) -> Cells:
@@ -324,6 +250,7 @@ def _line_cells(look: Lookup, method: str, skips: str, metric: Metric) -> Cells:
 
 _BUILDERS = {
     "transport": _transport,
+    "worth": worth_tables,
     "alpha": _alpha,
     "fewshot": _few_shot,
     "interpolation": _interpolation,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .records import Metric, Scores
 
 MINUS = "\u2212"
-_DIGITS = {"points": 1, "z": 1, "alpha": 2}  # others 3
+_DIGITS = {"points": 1, "percent": 0, "z": 1, "alpha": 2, "seconds": 1, "MB": 0}  # others 3
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Value:
     """Mean and sample standard deviation over seeds.
 
     Attributes:
-        unit: "points" (percent points), "nats" (a loss), "cosine", "z" or "alpha".
+        unit: "points" (percent points), "percent", "seconds", "MB", "nats" (a loss), "cosine", "z" or "alpha".
         signed: whether it is a difference, written with its sign.
         mean, sd: sd is None for one seed.
         by_seed: seed -> value, from which both come.

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from .grid import Cell, Column, Table
 from .records import Results
-from .tables import Cell, Column, SectionReport, Table
+from .tables import SectionReport
 from .values import Value
 from .verdicts import Verdict, counted
 

@@ -35,9 +35,10 @@ def evaluate(live: LiveModel, task: TaskSpec, prepared: Prepared, *, progress: b
     """Runs a model on prepared inputs.
 
     Returns:
-        `loss` and `accuracy` of classification (of seq2seq tasks the mean loss of the tokens of the right targets, and
-        how often these are the likeliest), `loss` and `perplexity` of language models; the primary metric if it is
-        another; `examples`, the number of rows (blocks of tokens for language models).
+        `loss`, `accuracy` and `calibration_error` of classification (of seq2seq tasks the loss is the mean one of the
+        tokens of the right targets, and accuracy how often these are the likeliest), `loss` and `perplexity` of
+        language models; the primary metric if it is another; `examples`, the number of rows (blocks of tokens for
+        language models).
 
     Raises:
         InputError: the model's class or head does not fit the task.
@@ -217,10 +218,26 @@ def _class_scores(live: LiveModel, task: TaskSpec, prepared: Prepared, progress:
     found = {
         "loss": _mean_loss(task, prepared, scores, truth),
         "accuracy": (guess == truth).double().mean().item(),
+        "calibration_error": calibration_error(scores, truth),
     }
     if task.primary not in found:
         found[task.primary] = _sklearn_score(task.primary, truth, guess, scores.shape[1])
     return found
+
+
+def calibration_error(scores: Tensor, truth: Tensor, bins: int = 15) -> float:
+    """How far confidence is from accuracy: the expected calibration error (Guo et al. 2017, 1706.04599, eq. 3).
+
+    Args:
+        scores: (n, classes), logarithms of probabilities up to a constant in each row.
+        truth: (n,), the right classes.
+        bins: of equal width, of the confidence in the guess.
+    """
+    confidence, guess = scores.double().softmax(-1).max(-1)
+    surplus = (guess == truth).double() - confidence
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, surplus)
+    return sums.abs().sum().item() / len(truth)
 
 
 def _mean_loss(task: TaskSpec, prepared: Prepared, scores: Tensor, truth: Tensor) -> float:

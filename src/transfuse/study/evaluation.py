@@ -9,11 +9,14 @@ from typing import Any, cast
 from ..data.splits import Split
 from ..data.tasks import TaskSpec, load_task
 from ..files.checkpoint import Checkpoint
+from ..options.groups import Keep
 from ..options.requests import EvaluateRequest, FinetuneRequest
 from ..running import scores
 from ..running.device import check_device
 from ..running.inputs import prepare
 from ..running.live import load_live
+from ..running.unlabelled import SYNTHETIC
+from .rehearsal import KeptSpec
 from .train import train, train_spec
 
 DEFAULT_EPOCHS = 3.0
@@ -72,7 +75,8 @@ def finetune(
     check_device(asked.run.device)
     spec, how = load_task(task), vars(asked.train)
     length = {} if asked.train.epochs or asked.train.steps else {"epochs": DEFAULT_EPOCHS}
-    rows = {"limit": asked.data.limit, "seed": asked.run.seed}
+    rows: dict[str, Any] = {"limit": asked.data.limit, "seed": asked.run.seed}
+    rows |= {"keep": _kept(asked.keep)} if asked.keep.given else {}
     training = train_spec(task=spec, **{**how, **length, **rows, "freeze": list(asked.train.freeze)})
     about = {"data_dir": asked.data.data_dir, "device": asked.run.device, "progress": asked.run.progress}
     assert asked.output.out is not None
@@ -80,3 +84,8 @@ def finetune(
         "out": str(asked.output.out),
         **train(str(base), training, asked.output.out, **about, force=asked.output.force),
     }
+
+
+def _kept(keep: Keep) -> KeptSpec:
+    task = keep.task if keep.task == SYNTHETIC else load_task(keep.task)
+    return KeptSpec(task=task, count=keep.count, weight=keep.weight)

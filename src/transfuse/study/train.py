@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,6 +32,7 @@ from ..running.inputs import Batch, Prepared, prepare
 from ..running.live import LiveModel, load_class, load_live, of_checkpoint
 from ..running.scores import Scores, evaluate, loss_of, prepared_for, score_dict
 from .initial import InitSpec, TokenizerSpec, initialise, save
+from .rehearsal import KeptSpec, rehearsed
 
 __all__ = ["InitSpec", "TokenizerSpec", "TrainSpec", "fit", "initialise", "train", "train_spec"]
 
@@ -68,6 +69,7 @@ class TrainSpec(BaseModel):
         limit: at most so many training rows.
         shots: so many training rows of each class instead of all.
         clip_norm: largest norm of the gradient; None: any.
+        keep: unlabelled inputs on which the model stays as it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,6 +89,7 @@ class TrainSpec(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     shots: int | None = Field(default=None, ge=1)
     clip_norm: float | None = Field(default=1.0, gt=0)
+    keep: KeptSpec | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -153,7 +156,8 @@ def train(
     for parameter in live.model.parameters():
         parameter.data = parameter.data.clone()  # it may be the checkpoint's own, which is not to change
     rows = _rows(live, spec, data_dir, progress)
-    loss, steps = fit(live, spec, rows, progress=progress)
+    kept = None if spec.keep is None else rehearsed(live, spec.keep, spec.batch_size, spec.seed, data_dir)
+    loss, steps = fit(live, spec, rows, kept, progress=progress)
     report = {
         "base": {"location": checkpoint.location, "fingerprint": checkpoint.fingerprint()},
         "spec": spec.model_dump(mode="json"),
@@ -258,8 +262,15 @@ def _draw_new(model: nn.Module, names: frozenset[str], generator: Generator) -> 
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
-def fit(live: LiveModel, spec: TrainSpec, rows: Prepared, *, progress: bool = False) -> tuple[float, int]:
-    """Trains `live.model` in place.
+def fit(
+    live: LiveModel,
+    spec: TrainSpec,
+    rows: Prepared,
+    kept: Callable[[], Tensor] | None = None,
+    *,
+    progress: bool = False,
+) -> tuple[float, int]:
+    """Trains `live.model` in place; `kept`, if there is one, is another loss of every step.
 
     Returns:
         The mean loss of the last steps, and the number of steps.
@@ -277,7 +288,7 @@ def fit(live: LiveModel, spec: TrainSpec, rows: Prepared, *, progress: bool = Fa
             batch = _augmented(rows.batch(index, generator), spec.augment, generator)
             loss = loss_of(live, spec.task, batch)
             optimizer.zero_grad()
-            loss.backward()
+            (loss if kept is None else loss + kept()).backward()
             if spec.clip_norm is not None:
                 nn.utils.clip_grad_norm_(trained.values(), spec.clip_norm)
             _set_rate(optimizer, spec.lr * rate(step, steps, spec.warmup, spec.schedule))

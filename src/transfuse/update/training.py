@@ -98,10 +98,10 @@ def train_on(
     optimizers = _optimizers(student, options)
     rates = [torch.optim.lr_scheduler.CosineAnnealingLR(one, options.steps) for one in optimizers]
     generators = [torch.Generator().manual_seed(options.seed + number) for number in range(len(lessons))]
-    orders = [_orders(len(one.inputs), options, gen) for one, gen in zip(lessons, generators, strict=True)]
+    taught = [orders(len(one.inputs), options.batch_size, gen) for one, gen in zip(lessons, generators, strict=True)]
     drawn = torch.Generator().manual_seed(options.seed + len(lessons))
     for _ in tqdm(range(options.steps), desc="distilling", disable=not progress):
-        loss = torch.stack([one.loss(next(order), drawn) for one, order in zip(lessons, orders, strict=True)]).sum()
+        loss = torch.stack([one.loss(next(order), drawn) for one, order in zip(lessons, taught, strict=True)]).sum()
         if not torch.isfinite(loss):
             raise InputError("distillation: the loss is not finite: the models' scores overflow, or training diverged")
         student.module.zero_grad()
@@ -125,8 +125,8 @@ def _optimizers(student: Probe, options: TrainOptions) -> list[torch.optim.Optim
     return [*found, torch.optim.Adam(others, lr=options.lr)] if others else found
 
 
-def _orders(count: int, options: TrainOptions, generator: Generator) -> Iterator[Tensor]:
+def orders(count: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
     """The inputs of every step: whole passes in random orders."""
-    size = min(options.batch_size, count)
+    size = min(batch_size, count)
     while True:
         yield from (b for b in torch.randperm(count, generator=generator).split(size) if len(b) == size)

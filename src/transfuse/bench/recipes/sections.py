@@ -8,7 +8,7 @@ from ...data.splits import Field, model_validator
 from .parts import MethodSpec, Spec
 
 Positive = Annotated[float, Field(gt=0)]
-Section = Literal["transport", "alpha", "fewshot", "interpolation"]
+Section = Literal["transport", "worth", "alpha", "fewshot", "interpolation"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 CONTROLS = ("naive", "random")
 
@@ -19,8 +19,8 @@ class TunedSpec(Spec):
     tuned: str
 
 
-class TransportSpec(Spec):
-    """Fine-tunes of one source, carried to several targets (Rinaldi et al. 2025, Tables 1 to 3; Fig. 4 as `alpha`).
+class CarriedSpec(Spec):
+    """Fine-tunes of one source, carried to several targets.
 
     Attributes:
         source: name of the old base.
@@ -28,7 +28,6 @@ class TransportSpec(Spec):
         tasks: name of a task -> its fine-tune.
         support: name of a task on which nothing should be lost.
         methods: rows of the tables; the controls are added.
-        alphas: scales tried on the validation split.
         null_trials: shuffled targets of each kind in the null test.
     """
 
@@ -37,13 +36,42 @@ class TransportSpec(Spec):
     tasks: dict[str, TunedSpec] = Field(min_length=1)
     support: str | None = None
     methods: list[MethodSpec] = Field(min_length=1)
-    alphas: list[float] = Field(default=[0.2, 0.4, 0.6, 0.8, 1.0], min_length=1)
     null_trials: int = Field(default=1, ge=0)
 
     @property
     def regimes(self) -> dict[str, tuple[str, str]]:
         """Label -> (source, target)."""
         return {label: (self.source, target) for label, target in self.targets.items()}
+
+
+class TransportSpec(CarriedSpec):
+    """What is carried, at several scales (Rinaldi et al. 2025, Tables 1 to 3; Fig. 4 as `alpha`).
+
+    Attributes:
+        alphas: scales tried on the validation split.
+    """
+
+    alphas: list[float] = Field(default=[0.2, 0.4, 0.6, 0.8, 1.0], min_length=1)
+
+
+class WorthSpec(CarriedSpec):
+    """Is a port worth more than keeping the old model, or retraining?
+
+    Attributes:
+        retrained: label of a row -> label of the regime -> name of a task -> a model trained on target with labels.
+    """
+
+    retrained: dict[str, dict[str, dict[str, str]]] = Field(default={})
+
+    @model_validator(mode="after")
+    def _is_about_these(self) -> Self:
+        for label, by_regime in self.retrained.items():
+            for regime, by_task in by_regime.items():
+                if regime not in self.targets:
+                    raise ValueError(f"retrained.{label}: no target {regime!r}; there are: {', '.join(self.targets)}")
+                if odd := [task for task in by_task if task not in self.tasks]:
+                    raise ValueError(f"retrained.{label}.{regime}: {odd[0]!r} is none of {', '.join(self.tasks)}")
+        return self
 
 
 class FewShotSpec(TransportSpec):

@@ -1,7 +1,7 @@
 """A whole recipe: the models, tasks, methods and measurements of a table or figure, and that its names fit together.
 
-Models are named in `models`, tasks in `tasks`; the sections (`transport`, `alpha`, `fewshot`, `interpolation`) refer to
-them by name, so one recipe can share trained models among its sections.
+Models are named in `models`, tasks in `tasks`; the sections (`transport`, `worth`, `alpha`, `fewshot`, `interpolation`)
+refer to them by name, so one recipe can share trained models among its sections.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...data.splits import Field, model_validator
 from ...data.tasks import TaskSpec
 from ...running.unlabelled import SYNTHETIC
 from .parts import ModelSpec, Spec
-from .sections import SECTIONS, FewShotSpec, InterpolationSpec, Section, TransportSpec
+from .sections import SECTIONS, CarriedSpec, FewShotSpec, InterpolationSpec, Section, TransportSpec, WorthSpec
 
 
 class Limits(Spec):
@@ -58,6 +58,7 @@ class Recipe(Spec):
     limit: Limits = Limits()
     quick: QuickSpec | None = None
     transport: TransportSpec | None = None
+    worth: WorthSpec | None = None
     alpha: TransportSpec | None = None
     fewshot: FewShotSpec | None = None
     interpolation: InterpolationSpec | None = None
@@ -75,7 +76,7 @@ class Recipe(Spec):
         _refuse_ambiguity(self)
         return self
 
-    def section(self, name: Section) -> TransportSpec | FewShotSpec | InterpolationSpec | None:
+    def section(self, name: Section) -> CarriedSpec | InterpolationSpec | None:
         """A section by its name."""
         return getattr(self, name)
 
@@ -100,9 +101,9 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         for key in ("base", "of"):
             if (one := getattr(model, key)) is not None:
                 yield f"models.{name}.{key}", "model", one
-    for section in ("transport", "alpha", "fewshot"):
-        spec: TransportSpec | None = getattr(recipe, section)
-        if spec is None:
+    for section in SECTIONS:
+        spec = recipe.section(section)
+        if not isinstance(spec, CarriedSpec):
             continue
         yield f"{section}.source", "model", spec.source
         yield from ((f"{section}.targets.{label}", "model", one) for label, one in spec.targets.items())
@@ -116,6 +117,10 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
                     yield f"{section}.methods.{method.label}.{key}", "task", str(given.task)
         if spec.support is not None:
             yield f"{section}.support", "task", spec.support
+        if isinstance(spec, WorthSpec):
+            for label, by_regime in spec.retrained.items():
+                for regime, by_task in by_regime.items():
+                    yield from ((f"{section}.retrained.{label}.{regime}", "model", one) for one in by_task.values())
     if recipe.interpolation is not None:
         yield "interpolation.task", "task", recipe.interpolation.task
         for label, pair in recipe.interpolation.pairs.items():
@@ -140,10 +145,10 @@ def _refuse_ambiguity(recipe: Recipe) -> None:
         if twice := {label for label in labels if labels.count(label) > 1}:
             raise ValueError(f"{section}.methods: {sorted(twice)[0]!r} is there twice; give one a label of its own")
         for one in spec.methods:
-            add("method", one.label, (one.method, one.options, one.inputs, one.then), f"{section}.methods")
+            add("method", one.label, (one.method, one.options, one.inputs, one.keep, one.then), f"{section}.methods")
         for label, pair in spec.regimes.items():
             add("target", label, pair, section)
-        for task, one in spec.tasks.items() if isinstance(spec, TransportSpec) else ():
+        for task, one in spec.tasks.items() if isinstance(spec, CarriedSpec) else ():
             add("fine-tune of task", task, one.tuned, f"{section}.tasks")
         support = getattr(spec, "support", None)
         if support is not None:
