@@ -65,7 +65,13 @@ def everything() -> dict[str, Any]:
     """The same with all sections."""
     carried = recipe()["transport"]
     few = {**carried, "targets": {"planted": "planted"}, "methods": ["tied"]}
+    worth = {key: value for key, value in few.items() if key != "alphas"}
+    count = {"count": 16}
+    worth["methods"] = ["tied", {"method": "functional", "inputs": count, "keep": {"task": "upright", **count}}]
+    again = {"task": ON_SIDE, "steps": 3, "batch_size": 32, "lr": 0.003, "keep": {"task": UPRIGHT, **count}}
     return recipe(
+        models={**recipe()["models"], "again": {"base": "planted", "train": again}},
+        worth={**worth, "retrained": {"again": {"planted": {"on-side": "again"}}}},
         alpha={**few, "alphas": [0.25, 1.0]},
         fewshot={**few, "shots": [1], "steps": 2},
         interpolation={

@@ -7,6 +7,8 @@ from typing import Any
 
 from transfuse.evidence.relation import TEXTS
 from transfuse.report.records import (
+    AS_IT_IS,
+    KEPT,
     Alignment,
     AlphaCurve,
     Failure,
@@ -19,6 +21,7 @@ from transfuse.report.records import (
     Reference,
     Results,
     SectionPlan,
+    Worth,
     ZeroShot,
 )
 
@@ -41,7 +44,7 @@ SHOTS = (1, 4)
 
 
 def made_results(seeds: tuple[int, ...] = SEEDS, failures: tuple[Failure, ...] = ()) -> Results:
-    """Three regimes, two tasks, all four sections."""
+    """Three regimes, two tasks, all five sections."""
     records: list[Record] = [Reference(seed, task, scores(0.9)) for seed in seeds for task in TASKS]
     for seed in seeds:
         for regime, verdict in REGIMES.items():
@@ -65,13 +68,15 @@ def made_results(seeds: tuple[int, ...] = SEEDS, failures: tuple[Failure, ...] =
 
 
 def plans() -> list[SectionPlan]:
-    """The four sections."""
+    """The five sections."""
     regimes = tuple(REGIMES)
+    rows = [MethodLine(one, one, "reference") for one in (KEPT, AS_IT_IS)]
     few = (MethodLine("tied", "tied", "method"), MethodLine("fine-tuning", "fine-tuning", "control"))
     return [
         SectionPlan("transport", regimes, TASKS, METHODS, "support", verdict_methods=("tied",)),
         SectionPlan("alpha", regimes, TASKS, METHODS, "support", verdict_methods=("tied",)),
         SectionPlan("fewshot", regimes, TASKS, few, "support", SHOTS, ("tied",)),
+        SectionPlan("worth", regimes, TASKS, (*rows, *METHODS), "support", verdict_methods=("tied",)),
         SectionPlan("interpolation", ("pair",), ("eurosat",), METHODS[1:4], verdict_methods=("tied",)),
     ]
 
@@ -120,6 +125,10 @@ def records_of(seed: int, regime: str, task: str) -> list[Record]:
         at = {"at_one": curve[1], "at_chosen": curve[0], "support_at_one": scores(0.5), "support_at_chosen": support}
         found.append(Ported(seed, regime, task, line.label, ALPHAS, curve, 0.5, **at))
         found.append(AlphaCurve(seed, regime, task, line.label, ALPHAS, curve, (support, scores(0.5))))
+    for row, gain, held in ((KEPT, 0.5, 0.25), (AS_IT_IS, 0.0, 0.75), ("naive", 0.125, 0.5), ("tied", 0.375, 0.625)):
+        cost = {"seconds": 2.0, "memory": 3 * 10**6} if row == "tied" else {}
+        test = {**scores(ZERO[seed] + gain), "calibration_error": 0.125}
+        found.append(Worth(seed, regime, task, row, test, scores(held), scores(gain), **cost))
     for shots in SHOTS:
         for method in ("tied", "fine-tuning"):
             found.append(FewShot(seed, regime, task, method, shots, scores(ZERO[seed] + 0.0625 * shots), support))

@@ -22,7 +22,7 @@ from transfuse.cli.common import app
 from transfuse.data.splits import DataSpec
 from transfuse.errors import InputError, TransfuseError
 from transfuse.files.opening import open_checkpoint
-from transfuse.report.records import Reference
+from transfuse.report.records import AS_IT_IS, KEPT, Reference
 from transfuse.update.objects import Noise
 from transfuse.update.ported import Ported
 
@@ -102,7 +102,7 @@ def cells_of(finished: Finished) -> list[dict[str, Any]]:
 def test_everything_is_measured_and_written(place: Place, whole: Finished) -> None:
     assert whole.failures == ()
     kinds = {one["kind"] for one in cells_of(whole)}
-    assert kinds == {"alignment", "zero-shot", "reference", "transport", "alpha", "fewshot", "interpolation"}
+    assert kinds == {"alignment", "zero-shot", "reference", "transport", "worth", "alpha", "fewshot", "interpolation"}
     written = {one.relative_to(whole.out).as_posix() for one in whole.out.rglob("*") if one.is_file()}
     assert {"result.json", "tables.md", "tables.csv", "report.html", "recipe.yaml"} <= written
     assert {f"figures/{one}" for one in ("transport-gains.png", "transport-gains.svg")} <= written
@@ -141,6 +141,26 @@ def test_a_planted_port_is_the_fine_tune_itself(whole: Finished) -> None:
     assert oracle["at_one"]["loss"] == pytest.approx(tuned["test"]["loss"], abs=1e-4)
     assert oracle["support_at_one"]["accuracy"] == tuned["support"]["accuracy"], "what whoever keeps the old model has"
     assert oracle["support_at_one"]["loss"] == pytest.approx(tuned["support"]["loss"], abs=1e-4)
+
+
+def test_what_a_port_is_worth_is_measured_beside_keeping_and_retraining(whole: Finished) -> None:
+    found = {o["row"]: o for o in cells_of(whole) if o["kind"] == "worth"}
+    assert list(found) == [KEPT, AS_IT_IS, "naive", "random", "tied", "functional", "oracle", "again"]
+    by_kind = {(o["kind"], o.get("regime", "")): o for o in cells_of(whole) if o.get("method") in (None, "tied")}
+    zero, tied = by_kind["zero-shot", "planted"], by_kind["transport", "planted"]
+    reference = by_kind["reference", ""]
+    assert found[AS_IT_IS]["test"] == zero["test"] and found[AS_IT_IS]["support"] == zero["support"]
+    assert found["tied"]["test"] == tied["at_one"] and found["tied"]["support"] == tied["support_at_one"]
+    assert found[KEPT]["test"] == reference["test"] and found[KEPT]["support"] == reference["support"]
+    assert all(0 <= o["corrupted"]["accuracy"] <= 1 and o["support"]["examples"] == 60 for o in found.values())
+    assert found[KEPT]["corrupted"] != found[KEPT]["test"]
+    took = {row: (o["seconds"] is not None, o["memory"] is not None) for row, o in found.items()}
+    assert took == {
+        **dict.fromkeys(found, (True, True)),
+        KEPT: (False, False),
+        AS_IT_IS: (False, False),
+        "again": (True, False),
+    }
 
 
 def test_alpha_is_chosen_on_validation(whole: Finished) -> None:

@@ -33,9 +33,10 @@ from transfuse.data.splits import DataSpec, load_split
 from transfuse.data.tasks import TaskSpec, load_task
 from transfuse.errors import InputError
 from transfuse.running import inputs
+from transfuse.running.corruption import CONTRAST, NOISE, corrupted
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live, module_params, with_state
-from transfuse.running.scores import class_logits, evaluate, loss_of, score_dict
+from transfuse.running.scores import calibration_error, class_logits, evaluate, loss_of, score_dict
 from transfuse.running.tokens import mask_tokens
 from transfuse.study.train import initialise
 
@@ -223,12 +224,47 @@ def test_too_little_text_is_said(folder: Path, tmp_path: Path) -> None:
 
 
 def plain_scores(logits: torch.Tensor, labels: list[int]) -> dict[str, float]:
-    """Loss and accuracy by a loop."""
+    """Loss, accuracy and calibration error by loops."""
     losses = [
         math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in zip(logits.tolist(), labels, strict=True)
     ]
     right = [row.index(max(row)) == label for row, label in zip(logits.tolist(), labels, strict=True)]
-    return {"loss": sum(losses) / len(losses), "accuracy": sum(right) / len(right)}
+    chances = [[math.exp(one) for one in row] for row in logits.tolist()]
+    sure = [max(row) / sum(row) for row in chances]
+    off = 0.0
+    for number in range(15):
+        inside = [i for i, one in enumerate(sure) if number / 15 < one <= (number + 1) / 15]
+        off += abs(sum(right[i] - sure[i] for i in inside)) / len(sure)
+    return {"loss": sum(losses) / len(losses), "accuracy": sum(right) / len(right), "calibration_error": off}
+
+
+def test_a_model_that_is_as_sure_as_it_is_right_is_calibrated() -> None:
+    """Sure of four fifths of its answers' worth, and right in four of five; then always right, and never."""
+    scores = torch.tensor([[math.log(4.0), 0.0]]).expand(5, 2)
+    assert calibration_error(scores, torch.tensor([0, 0, 0, 0, 1])) == pytest.approx(0, abs=1e-7)
+    assert calibration_error(scores, torch.zeros(5, dtype=torch.long)) == pytest.approx(0.2)
+    assert calibration_error(scores, torch.ones(5, dtype=torch.long)) == pytest.approx(0.8)
+
+
+def test_corrupted_images_are_the_same_every_time_and_as_bad_as_said(folder: Path) -> None:
+    live = load_live(folder / "vit")
+    rows = prepare(image_task(folder / "images"), "test", live)
+    clean = rows.batch(torch.tensor([3, 1]))["pixel_values"]
+    noisy, blurred, flat = (one.batch(torch.tensor([3, 1])) for one in corrupted(rows))
+    assert torch.equal(noisy["labels"], rows.batch(torch.tensor([3, 1]))["labels"])
+    alone = corrupted(rows)[0].batch(torch.tensor([1]))["pixel_values"]
+    assert torch.equal(alone[0], noisy["pixel_values"][1]), "whatever the batch"
+    ratio = (noisy["pixel_values"] - clean).std((1, 2, 3)) / clean.std((1, 2, 3))
+    assert ratio.tolist() == pytest.approx([NOISE, NOISE], rel=0.1)
+    assert (flat["pixel_values"].std((1, 2, 3)) / clean.std((1, 2, 3))).tolist() == pytest.approx([CONTRAST] * 2)
+    torch.testing.assert_close(flat["pixel_values"].mean((1, 2, 3)), clean.mean((1, 2, 3)))
+    box = clean[0, 1, 3:6, 4:7].mean()  # the box of one pixel inside the image, by hand
+    assert blurred["pixel_values"][0, 1, 4, 5].item() == pytest.approx(box.item(), abs=1e-6)
+
+
+def test_texts_are_not_corrupted(folder: Path) -> None:
+    task = TaskSpec(kind="masked-lm", data=plain_data(folder / "texts"), max_length=10)
+    assert corrupted(prepare(task, "test", load_live(folder / "bert"))) == []
 
 
 def test_classification(folder: Path) -> None:

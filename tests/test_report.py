@@ -14,10 +14,12 @@ import pytest
 
 import made_results
 from transfuse.report.figures import figures_of, regime_figures
+from transfuse.report.grid import Lookup, Table
 from transfuse.report.page import SectionFigures, render
-from transfuse.report.records import Alignment, Failure, Metric, Results, as_json, from_json
-from transfuse.report.tables import SectionReport, Table, sections_of
+from transfuse.report.records import AS_IT_IS, KEPT, Alignment, Failure, Metric, Results, Worth, as_json, from_json
+from transfuse.report.tables import SectionReport, sections_of
 from transfuse.report.values import MINUS, Value, difference, mean_over, score_of, value_of
+from transfuse.report.worth import share_of_gap
 from transfuse.report.writing import comma_separated, markdown
 
 ACCURACY = Metric()
@@ -123,12 +125,44 @@ def test_few_shot_tables_have_a_column_for_every_count() -> None:
 
 
 def test_interpolation_shows_both_ends_the_middle_and_the_barrier() -> None:
-    found = cells(table(3, "pair"), "tied")
+    found = cells(table(4, "pair"), "tied")
     values = {name: one.mean for (_, name), one in found.items() if isinstance(one, Value) and _ == "loss"}
     assert values["barrier"] == 1.0 and values["change"] == 0.0
     assert values["at 1/2"] == pytest.approx(2.125)
     middle = found["accuracy", "at 1/2"]
     assert isinstance(middle, Value) and middle.mean == 50.0
+
+
+def test_what_a_port_is_worth_is_its_share_of_the_gap_and_what_it_costs() -> None:
+    found = cells(table(3, "planted", 1), "tied")
+    means = {name: one.mean for (_, name), one in found.items() if isinstance(one, Value)}
+    assert means == {
+        "share of the gap": 75.0,
+        "support": -12.5,
+        "corrupted": 37.5,
+        "calibration error": 12.5,
+        "seconds": 2.0,
+        "memory, MB": 3.0,
+    }
+    kept, base = (cells(table(3, "planted", 1), row)["", "share of the gap"] for row in (KEPT, AS_IT_IS))
+    assert isinstance(kept, Value) and isinstance(base, Value) and (kept.mean, base.mean) == (100.0, 0.0)
+    scores = cells(table(3, "planted"), KEPT)["eurosat", "support"]
+    assert isinstance(scores, Value) and scores.mean == 25.0, "absolute, not a difference"
+
+
+def test_a_task_that_gains_nothing_has_no_gap_and_a_loss_counts_downwards() -> None:
+    flat = [
+        replace(one, test={"accuracy": 0.5, "loss": 4.0 - (one.row == KEPT) - 0.5 * (one.row == "tied")})
+        if isinstance(one, Worth)
+        else one
+        for one in results().records
+    ]
+    changed = replace(results(), records=tuple(flat))
+    plan = results().sections[3]
+    assert share_of_gap(Lookup(changed, "planted"), plan, "tied") is None
+    metrics = {**results().metrics, **dict.fromkeys(made_results.TASKS, LOSS)}
+    share = share_of_gap(Lookup(replace(changed, metrics=metrics), "planted"), plan, "tied")
+    assert share is not None and share.mean == 50.0
 
 
 def test_the_verdict_is_that_of_most_seeds() -> None:
@@ -214,6 +248,7 @@ def test_there_is_a_figure_of_everything() -> None:
     assert found == {
         "transport-gains",
         "transport-alpha-validation",
+        "worth-frontier",
         "alpha-alpha-task",
         "alpha-alpha-support",
         "fewshot-fewshot",
@@ -263,7 +298,7 @@ def test_the_page_says_every_verdict_before_the_first_accuracy_and_needs_nothing
     page = Page(text)
     assert page.open == []
     regimes = [i for i, (what, _) in enumerate(page.seen) if what == "regime"]
-    assert len(regimes) == 3 * 3 + 1 and regimes[0] == 0  # no score stands before the first regime
+    assert len(regimes) == 4 * 3 + 1 and regimes[0] == 0  # no score stands before the first regime
     for start, end in zip(regimes, [*regimes[1:], None], strict=True):
         kinds = [what for what, _ in page.seen[start:end]]
         assert kinds[1] == "verdict" and "score" in kinds and kinds.count("verdict") == 1

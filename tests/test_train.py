@@ -36,6 +36,7 @@ from transfuse.files.opening import open_checkpoint
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live
 from transfuse.running.scores import evaluate, score_dict
+from transfuse.running.unlabelled import synthetic
 from transfuse.study.initial import TokenizerSpec
 from transfuse.study.train import InitSpec, TrainSpec, initialise, rate, shifted, train, train_spec
 
@@ -187,6 +188,27 @@ def test_the_text_tower_trains_if_asked(folder: Path, tmp_path: Path) -> None:
     train(folder / "clip", spec, tmp_path / "tuned")
     moved = changed(state_of(folder / "clip"), state_of(tmp_path / "tuned"))
     assert "logit_scale" in moved and "text_projection.weight" in moved
+
+
+def test_what_is_kept_stays_nearly_as_it_is(folder: Path, tmp_path: Path) -> None:
+    """With labels turned round, and images on which the base's answers shall stay."""
+    task = image_task(folder / "images", ZERO_SHOT)
+    base = load_live(folder / "clip")
+    images = torch.cat([one["pixel_values"] for one in synthetic(base, count=64, seed=7).batches()])
+
+    def moved(name: str, **keep: Any) -> float:
+        spec = TrainSpec(task=task, steps=30, batch_size=16, lr=3e-3, seed=1, **keep)
+        train(folder / "clip", spec, tmp_path / name)
+        with torch.no_grad():
+            mine, its = (
+                one.model.get_image_features(images).pooler_output for one in (load_live(tmp_path / name), base)
+            )
+        return ((mine - its).norm() / its.norm()).item()
+
+    free, kept = moved("free"), moved("kept", keep={"task": "synthetic", "count": 48, "weight": 10.0})
+    assert kept < 0.5 * free
+    nothing = moved("nothing", keep={"task": "synthetic", "count": 48, "weight": 0.0})
+    assert nothing == free, "a weight of nothing is as if there were none"
 
 
 @pytest.mark.parametrize("augment", ["none", "flip-crop", "shift"])

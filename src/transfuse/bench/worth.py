@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -52,35 +53,26 @@ class Worths:
 
     def _ported(self, spec: WorthSpec, task: str, method: MethodSpec) -> Worth:
         result, cost = self.ports.costed(spec, task, method)
-        took = {"support": self.ports.on_support(spec, result.tensors, "test"), "seconds": cost.seconds}
-        live, state = self.ports.live(result), result.tensors.state()
-        return self._row(task, method.label, live, state, **took, memory=cost.memory)
+        support = self.ports.on_support(spec, result.tensors, "test")
+        found = self._row(task, method.label, self.ports.live(result), result.tensors.state(), support=support)
+        return replace(found, seconds=cost.seconds, memory=cost.memory, drift=result.report.get("drift"))
 
     def _retrained(self, spec: WorthSpec, task: str, row: str, name: str) -> Worth:
         made = self.bench.store.made(name, self.seed)
-        return self._model(spec, task, row, self.ports.target, name, seconds=None if made is None else made.seconds)
+        found = self._model(spec, task, row, self.ports.target, name)
+        return found if made is None else replace(found, seconds=made.seconds)
 
-    def _model(
-        self, spec: WorthSpec, task: str, row: str, base: str, tuned: str, seconds: float | None = None
-    ) -> Worth:
+    def _model(self, spec: WorthSpec, task: str, row: str, base: str, tuned: str) -> Worth:
         """A model of the recipe as it is; on the support task under its base's own head."""
         checkpoint = self.bench.checkpoint(tuned, self.seed)
         state = {name: checkpoint.tensor(name) for name in checkpoint}
         support = on_support(self.bench, self.seed, base, tuned, spec.support)
-        return self._row(task, row, self.bench.live(tuned, self.seed), state, support=support, seconds=seconds)
+        return self._row(task, row, self.bench.live(tuned, self.seed), state, support=support)
 
     def _row(
-        self,
-        task: str,
-        row: str,
-        live: LiveModel,
-        state: Mapping[str, Tensor],
-        *,
-        support: Scores | None,
-        seconds: float | None = None,
-        memory: int | None = None,
+        self, task: str, row: str, live: LiveModel, state: Mapping[str, Tensor], *, support: Scores | None
     ) -> Worth:
         about = self.bench.recipe.tasks[task]
         test = self.bench.scores(live, state, about, "test")
         corrupted = self.bench.scores_on_corrupted(live, state, about)
-        return Worth(self.seed, self.ports.label, task, row, test, support, corrupted, seconds, memory)
+        return Worth(self.seed, self.ports.label, task, row, test, support, corrupted)

@@ -62,6 +62,14 @@ class Update(ABC):
         kept = None if inputs.keep is None else {"examples": len(inputs.keep), "weight": inputs.keep_weight}
         return {"examples": len(inputs.task), "kept": kept, "steps": self.steps(change)}
 
+    def drift(self, ported: Ported, inputs: Unlabelled, run: Run) -> dict[str, Any] | None:
+        """How far the port is from target on the inputs, of updates that go by some (see `update.drift`)."""
+        if not self.needs_inputs:
+            return None
+        from ..update.drift import drift_of  # needs what evaluation needs
+
+        return drift_of(ported, inputs, run.device)
+
     def warnings(self, inputs: Unlabelled, given: Mapping[str, Any]) -> list[str]:
         """What whoever asks for it should know; `given`: values of options that not all updates take."""
         found = [

@@ -100,8 +100,11 @@ def carry(
         log.warning("%s", ported.heads.passage.warning)
     with models.passes.phase(method.update.transport):
         tensors = method.update.of(ported, prepared, change, run)
+    with models.passes.phase("drift"):
+        moved = method.update.drift(tensors, prepared, run)
     report = {**about, "method": method.name, "summary": method.summary, "alpha": change.alpha}
     report |= {**method.update.report(prepared, change), "warnings": [*report.get("warnings", []), *warnings]}
+    report |= {} if moved is None else {"drift": moved}
     report |= _options(found, recorded(match, change, run, tie_qkv=found.tie_qkv))
     return PortResult(report | _findings(models, method, found, equivalence, null), found, None, tensors)
 

@@ -126,6 +126,7 @@ class Worth:
         corrupted: on the task's images, corrupted (mean over the corruptions); None for texts.
         seconds: of the port or the training.
         memory: of the port, bytes at most above those at its start.
+        drift: of the port from the new base, on the inputs it went by (see `update.drift`).
     """
 
     kind: ClassVar[str] = "worth"
@@ -138,6 +139,7 @@ class Worth:
     corrupted: Scores | None = None
     seconds: float | None = None
     memory: int | None = None
+    drift: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""How far a port has moved from the new base, on inputs: what was forgotten goes by that, before anybody measures it.
+
+On a fine-tune's own inputs the divergence of its answers from those of its base says how much of everything else is
+lost (Shenfeld et al. 2025, 2509.04259, for language models that are trained); docs/benchmarks.md has whether it does
+so for ports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..running.given import Unlabelled
+from ..running.inputs import Prepared
+from ..running.instances import let_go, probe_of
+from ..running.probes import Probe, batches, probe_of_live
+from .live import live_of
+from .ported import Ported
+from .teachers import answers, has_two_towers
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The distance of a model from another one on some inputs.
+
+    Attributes:
+        divergence: KL of its answers from the other's, in nats an input (a token); None where they answer other
+            questions.
+        changed: share of the inputs (tokens) on which the likeliest answer is another one; None as above.
+        features: squared error of embeddings (models of two towers) or last hidden states, as a share of their own
+            spread over the inputs; None where there are none.
+    """
+
+    divergence: float | None
+    changed: float | None
+    features: float | None
+
+
+@torch.no_grad()
+def drift(model: Probe, base: Probe, inputs: Prepared, *, same_head: bool) -> Drift:
+    """How far a model is from its base.
+
+    Args:
+        model, base: of the same embeddings or hidden states.
+        inputs: of any kind that both take.
+        same_head: whether their scores answer the same question.
+    """
+    features = "embedding" if has_two_towers(base) else "body"
+    mine, its = (answers(one, inputs, scores=same_head, features=features) for one in (model, base))
+    sums = dict.fromkeys(("rows", "divergence", "changed", "tokens", "error", "square"), 0.0)
+    mean: torch.Tensor | float = 0.0
+    for batch in batches(inputs):
+        here, there = mine(batch), its(batch)
+        if here.scores is not None and there.scores is not None and here.scores.shape == there.scores.shape:
+            new, old = (one.scores.double().log_softmax(-1) for one in (here, there) if one.scores is not None)
+            sums["divergence"] += float((old.exp() * (old - new)).sum())
+            sums["changed"] += float((new.argmax(-1) != old.argmax(-1)).sum())
+            sums["rows"] += len(new)
+        if here.features is not None and there.features is not None and here.features.shape == there.features.shape:
+            new, old = (one.features.double() for one in (here, there) if one.features is not None)
+            sums["error"] += float((new - old).square().sum())
+            sums["square"] += float(old.square().sum())
+            mean = mean + old.sum(0)
+            sums["tokens"] += len(old)
+    rows, tokens = sums["rows"], sums["tokens"]
+    spread = sums["square"] - float(torch.as_tensor(mean).square().sum()) / tokens if tokens else 0.0
+    return Drift(
+        sums["divergence"] / rows if rows else None,
+        sums["changed"] / rows if rows else None,
+        sums["error"] / spread if spread > 0 else None,
+    )
+
+
+def drift_of(ported: Ported, inputs: Unlabelled, device: str) -> dict[str, Any]:
+    """How far a port is from target: on the inputs of the task and, where there are any, on those to keep.
+
+    Raises:
+        InputError: a model cannot be run here.
+    """
+    given = {"task": inputs.task, "keep": inputs.keep}
+    base = probe_of(ported.models, "target", device)
+    live = live_of(ported, ported.state(), device=device, dtype=next(base.module.parameters()).dtype)
+    model = probe_of_live(live, ported.models.layout)
+    same_head = has_two_towers(base) or not ported.carried
+    found = {
+        name: asdict(drift(model, base, one, same_head=same_head)) for name, one in given.items() if one is not None
+    }
+    let_go(ported.models)
+    return found
