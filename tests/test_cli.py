@@ -101,7 +101,9 @@ def under(root: str, *names: str) -> set[str]:
     return {f"{root}.{name}" if root else name for group in names for name in group.split()}
 
 
-NULL_KEYS = under("null.model", "entries excess identity layers.* matched orders z")
+NULL_KEYS = under("null.model", "entries excess identity layers.* matched orders z") | under(
+    "null.model.shared", "layers units numbered p_numbered paired p_paired"
+)
 RELATION_KEYS = {"cosines.model", "text", "towers.*", "verdict"} | NULL_KEYS
 MATCH_KEYS = {
     "converged", "identity_is_as_good", "objective", "similarity_identity", "similarity_matched", "sweeps",

@@ -59,13 +59,14 @@ def describe(source: str, target: str, maps: Maps, *, seed: int, regime: str, me
 
 
 def _null_lines(found: Mapping[str, Any] | None) -> dict[str, dict[str, float]] | None:
-    """Of each tower what a table shows; chance is the stricter of the two shuffles."""
+    """Of each tower what a table shows, and p-values; chance is the stricter of the two shuffles."""
     if not found:
         return None
     return {
         tower: {
             **{key: one[key] for key in ("identity", "matched", "excess", "z")},
             "chance": max(sum(one[key]) / len(one[key]) for key in ("entries", "orders")),
+            **{key: value for key, value in (one.get("shared") or {}).items() if key.startswith("p_")},
         }
         for tower, one in found.items()
     }

@@ -66,7 +66,17 @@ def _relation_lines(found: Mapping[str, Any]) -> list[str]:
                 f"(excess {null['excess']:.2f}, z {null['z']:.1f})"
             )
         lines.append(line)
+        if null and null["shared"]:
+            lines.append(f"           {label}: {_shared_text(null['shared'])}")
     return lines
+
+
+def _shared_text(found: Mapping[str, Any]) -> str:
+    return (
+        f"of {found['units']} units of MLPs {found['numbered']} are matched to the one of their number "
+        f"(p {found['p_numbered']:.2g}), {found['paired']} alike by what they read and by what they write "
+        f"(p {found['p_paired']:.2g}); by chance {found['layers']}"
+    )
 
 
 def _match_lines(found: Mapping[str, Any]) -> list[str]:

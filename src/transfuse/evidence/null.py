@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..maps.algebra import Map
 from ..maps.collection import Maps
 from ..maps.random import tensor_generator
 from ..maps.transport import part_slices
 from ..models.products import Products, cosine
-from .weights import Reader, WeightEvidence, by_part, keeping, layers_by_tower
-
-Solve = Callable[[WeightEvidence], Mapping[str, Map]]
-"""The maps that some matching finds."""
-
+from .shared import SharedUnits, shared_units
+from .weights import Reader, Solve, WeightEvidence, by_part, keeping, layers_by_tower
 
 @dataclass(frozen=True)
 class NullTest:
@@ -39,6 +36,7 @@ class NullTest:
             ratio: rotations reach twice as much by chance as permutations, so that it would hide what they find).
         z: matched minus that mean, in standard deviations of that shuffle (0.005 at least).
         layers: mean over all shuffled targets, by part of the model.
+        shared: p-values: whether units are shared at all. None where there are no MLPs, and in old maps files.
     """
 
     identity: float
@@ -48,6 +46,7 @@ class NullTest:
     excess: float
     z: float
     layers: Mapping[str, float] = field(default_factory=dict)
+    shared: SharedUnits | None = None
 
     @property
     def verdict(self) -> str:
@@ -95,6 +94,7 @@ def null_test(
     read, seeds = evidence.target, range(seed, seed + trials)
     entries = [reached(_entries_shuffled(read, seed)) for seed in seeds]
     orders = [reached(_orders_shuffled(read, evidence, seed)) for seed in seeds]
+    shared = shared_units(evidence, solve, seed=seed)
     return {
         tower: _null_test(
             cosines(before, tower),
@@ -102,6 +102,7 @@ def null_test(
             tuple(cosines(one, tower) for one in entries),
             tuple(cosines(one, tower) for one in orders),
             {part: _mean(cosine(one[n] for n in names) for one in entries + orders) for part, names in inside.items()},
+            shared.get(tower),
         )
         for tower, inside in parts.items()
     }
@@ -113,12 +114,13 @@ def _null_test(
     entries: tuple[float, ...],
     orders: tuple[float, ...],
     layers: Mapping[str, float],
+    shared: SharedUnits | None,
 ) -> NullTest:
     stricter = torch.tensor(max(entries, orders, key=sum), dtype=torch.float64)
     mean = float(stricter.mean())
     spread = max(float(stricter.std()) if len(stricter) > 1 else 0.0, MIN_SPREAD)
     excess = (matched - mean) / max(1 - mean, 1e-12)
-    return NullTest(identity, matched, entries, orders, excess, (matched - mean) / spread, layers)
+    return NullTest(identity, matched, entries, orders, excess, (matched - mean) / spread, layers, shared)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -152,5 +154,10 @@ def stored_null(maps: Maps) -> dict[str, NullTest] | None:
     found = maps.report.get("null")
     if not found:
         return None
-    lists = {tower: {key: tuple(one[key]) for key in ("entries", "orders")} for tower, one in found.items()}
-    return {tower: NullTest(**{**one, **lists[tower]}) for tower, one in found.items()}
+    return {tower: _stored(one) for tower, one in found.items()}
+
+
+def _stored(found: Mapping[str, Any]) -> NullTest:
+    lists = {key: tuple(found[key]) for key in ("entries", "orders")}
+    shared = found.get("shared")
+    return NullTest(**{**found, **lists, "shared": SharedUnits(**shared) if shared else None})

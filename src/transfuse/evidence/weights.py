@@ -7,13 +7,14 @@ The objective F(T) = sum over tensors of <target, T source> is what coordinate a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..maps.algebra import Map
 from ..maps.transport import SpaceMaps, part_slices, transport
 from ..models.folding import NO_FOLDING, Folding
 from ..models.model import Models
@@ -64,6 +65,10 @@ class WeightEvidence:
         """The same evidence with another target (for the null test)."""
         return WeightEvidence(self.layout, self.source, target, self.names, self.device, phase=self.phase)
 
+    def only(self, names: Iterable[str]) -> WeightEvidence:
+        """The same evidence of some of the tensors."""
+        return WeightEvidence(self.layout, self.source, self.target, names, self.device, phase=self.phase)
+
     def holders(self, space: str) -> list[str]:
         """Tensors of both models that have an axis in `space`."""
         return self._holders.get(space, [])
@@ -90,6 +95,25 @@ class WeightEvidence:
             if (others or rows) and (known is None or others <= known):
                 total += self._cross_of(name, space, maps, rows)
         return total if rows else total + self._fixed_cross(space)
+
+    def rows(self, name: str, space: str, *choices: SpaceMaps) -> Iterator[tuple[bool, Tensor, list[Tensor]]]:
+        """What a tensor, read once, says of the units of a space.
+
+        Args:
+            choices: maps of the other spaces, each of which gives source's rows once.
+
+        Yields:
+            Of every part of an axis that is of the space: whether the axis is an input, target's rows, and source's for
+            each of the maps: (size, everything else).
+        """
+        axes = self.layout.params[name]
+        target, source = self._pair(name)
+        for dim, axis in enumerate(axes.dims or ()):
+            for part, start, length in part_slices(axis, target.shape[dim], self.sizes):
+                if part.space == space:
+                    moved = [target, *(transport(source, axes, maps, skip=dim) for maps in choices)]
+                    rows = [_unfold(one.narrow(dim, start, length), dim) for one in moved]
+                    yield dim in axes.inputs, rows[0], rows[1:]
 
     def row_squares(self, space: str, maps: SpaceMaps) -> tuple[Tensor, Tensor]:
         """Squared norms, (size,) float64 each, of the rows that `cross(rows=True)` multiplies: of target, of source."""
@@ -198,6 +222,10 @@ class WeightEvidence:
         double = torch.float64 in (target.dtype, source.dtype)
         dtype = torch.float64 if double else torch.float32
         return target.to(self.device, dtype), source.to(self.device, dtype)
+
+
+Solve = Callable[[WeightEvidence], Mapping[str, Map]]
+"""The maps that some matching finds."""
 
 
 def _unfold(x: Tensor, dim: int) -> Tensor:

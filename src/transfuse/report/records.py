@@ -34,7 +34,8 @@ class Alignment:
         regime: target's label; in the interpolation section the label of the pair.
         method: its label; `exact` and `exportable` are the guarantees of its row.
         verdict, text: how the bases are related, as in `relation.TEXTS`; `towers` has the verdict of each tower.
-        null: tower -> identity, matched, chance, excess, z; None where the null test was not run.
+        null: tower -> identity, matched, chance, excess, z, and of MLPs p_numbered and p_paired; None where the null
+            test was not run.
         equivalence: `Equivalence.as_dict()`, or None where nothing moves.
         layers: part -> cosine of mapped source and target: identity, matched and, where the null test was run, chance.
         heads: head group -> share of heads that moved, and share placed as the spectra alone would.
