@@ -29,8 +29,8 @@ STACK = {"model_type": "torch_encoder", **CONFIG}
 
 
 def main() -> None:
-    print("| pair | as is | matched | entries | rows, columns | excess | z | verdict |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| pair | as is | matched | entries | rows, columns | excess | z | p, by number | p, by ends | verdict |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     sceptr = {name: torch.load(weights(name), weights_only=True) for name in (SOURCE, *TARGETS)}
     for name in TARGETS:
         row(f"{SOURCE}, {name}", sceptr[SOURCE], sceptr[name], STACK)
@@ -62,7 +62,9 @@ def row(label: str, source: State, target: State, config: dict) -> None:
     cells = (null.identity, null.matched, entries, orders)
     verdict = relation(models, maps, stored_null(maps)).verdict
     numbers = " | ".join(f"{cell:.3f}" for cell in cells)
-    print(f"| {label} | {numbers} | {null.excess:.2f} | {null.z:.1f} | {verdict} |", flush=True)
+    assert null.shared is not None
+    chances = f"{null.shared.p_numbered:.1g} | {null.shared.p_paired:.1g}"
+    print(f"| {label} | {numbers} | {null.excess:.2f} | {null.z:.1f} | {chances} | {verdict} |", flush=True)
 
 
 def reordered(one: State, other: State, generator: torch.Generator) -> tuple[State, State]:

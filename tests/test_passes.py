@@ -78,17 +78,18 @@ def test_tied_with_all_checks(trio: Trio, tmp_path: Path) -> None:
     assert passes.total()["source"] > beside["source"]
 
 
-# Passes over source, tuned and target beside those of the ascent; of any phase the last digits are heads.
+# Passes over source, tuned and target beside those of the ascent; of any phase the last digits are heads,
+# and the MLPs, which the null test reads once more.
 DRAWN = Inputs("synthetic", count=8)
 MOST: dict[str, tuple[dict[str, Any], tuple[float, float, float]]] = {
-    "tied": ({"method": "tied"}, (7, 2, 3)),
-    "orthogonal": ({"method": "orthogonal"}, (7, 2, 3)),
+    "tied": ({"method": "tied"}, (7.1, 2, 3.2)),
+    "orthogonal": ({"method": "orthogonal"}, (7.1, 2, 3.2)),
     "theseus": ({"method": "theseus", "inputs": DRAWN}, (3, 2, 3)),
     "functional": ({"method": "functional", "inputs": DRAWN}, (2.2, 2.2, 5)),
     "distillation": ({"method": "distillation", "inputs": DRAWN}, (1, 2, 5)),
     "auto with inputs": ({"inputs": DRAWN}, (2.2, 2.2, 5)),
-    "auto": ({}, (7, 2, 3)),
-    "auto between strangers": ({}, (8, 3.2, 7)),
+    "auto": ({}, (7.1, 2, 3.2)),
+    "auto between strangers": ({}, (8.3, 3.2, 7)),
 }
 
 

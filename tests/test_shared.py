@@ -192,7 +192,9 @@ def test_size_is_no_match() -> None:
 
     def stretched(state: State) -> State:
         sizes = torch.logspace(-2, 2, config.hidden, dtype=torch.float64)
-        return {n: x * (sizes if "fc2.weight" in n else sizes[:, None]) if n.endswith(ends) else x for n, x in state.items()}
+        return {
+            n: x * (sizes if "fc2.weight" in n else sizes[:, None]) if n.endswith(ends) else x for n, x in state.items()
+        }
 
     config, ends = ReferenceConfig(hidden=60, layers=3), ("fc1.weight", "fc2.weight")
     source, target = stretched(drawn(0, config)), stretched(drawn(1, config))

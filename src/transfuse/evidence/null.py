@@ -16,6 +16,7 @@ from ..models.products import Products, cosine
 from .shared import SharedUnits, shared_units
 from .weights import Reader, Solve, WeightEvidence, by_part, keeping, layers_by_tower
 
+
 @dataclass(frozen=True)
 class NullTest:
     """Whether the alignment found is more than fitting noise.

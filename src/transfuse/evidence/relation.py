@@ -118,7 +118,8 @@ TEXTS = {
     "related-coordinates": "The bases correspond unit by unit after matching, far beyond what matching reaches on a "
     "shuffled target.",
     "same-lineage": "The bases share their coordinates as they are; adding the task vector unchanged (naive) is right, "
-    "and matching gives the identity or nearly so.",
+    "and matching gives the identity or nearly so. How much comes along goes by their cosine: of a task nearly all at "
+    "0.99, three fifths at 0.92 and a fifth at 0.53 in what was measured.",
 }
 
 

@@ -1,7 +1,8 @@
 """Whether two bases share units at all: p-values of the hidden units of their MLPs (Zhu et al. 2025, 2502.12292).
 
-Units are matched one to one, and units that are matched in two ways alike are counted. Matches that have nothing to do
-with each other differ by a random permutation, and agree in one unit of a layer on average, however many it has.
+Units are matched one to one (their algorithm 2), and units that are matched in two ways alike are counted. Matches that
+have nothing to do with each other differ by a random permutation, and agree in one unit of a layer on average, however
+many it has. The paper takes Spearman's correlation of unit numbers and Fisher's method in place of the count.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ _MOST = 170  # of 1 / k! the last that float64 holds
 class SharedUnits:
     """How many hidden units of MLPs two bases share, over all layers of a tower.
 
-    `numbered` asks whether units that are alike have one number. Its p-value is exact if one of the bases was trained by
-    itself and in a way that treats the hidden units of a layer alike: drawn from one distribution, and no optimizer that
-    goes by their number. Then any numbering of them was as likely (the paper's equation 2), whatever the data were.
+    `numbered` asks whether units that are alike have one number. Its p-value is exact if the bases were trained apart
+    and target's training treats the hidden units of a layer alike: they are drawn from one distribution and no step
+    goes by their number. Then every numbering of them was as likely, whatever the data were (the paper's constrained
+    setting).
 
-    `paired` asks whether units that read alike also write alike, so it sees units that have other numbers. No test that is
-    exact like the first one can: a base whose units were re-ordered at random is, to it, a base that was trained alone.
+    `paired` asks whether units that read alike also write alike, so it sees units that have other numbers. No test that
+    is exact like the first one can: to it a base whose units were re-ordered at random is one that was trained apart.
     This one takes what a unit reads and what it writes to be matched independently where nothing is shared, which is so
-    in random weights. Trained ones can learn alike from alike data. That is found, too.
+    in weights as they are drawn. Trained ones can learn alike from alike data, which is found, too (the paper's other
+    setting).
 
     Attributes:
         layers: how many matches would agree by chance: one a layer.
@@ -136,10 +139,9 @@ class _Cosines:
         self.squares = [torch.zeros(size, dtype=torch.float64, device=device) for _ in range(2)]
 
     def add(self, target: Tensor, source: Tensor) -> None:
-        target, source = target.double(), source.double()
         self.products += target @ source.T
         for total, rows in zip(self.squares, (target, source), strict=True):
-            total += rows.square().sum(1)
+            total += rows.double().square().sum(1)
 
     def values(self) -> Tensor:
         """Without them the units that are large in both bases would find each other by their size alone."""
@@ -148,7 +150,7 @@ class _Cosines:
 
 
 def _matched(cosines: Tensor, generator: torch.Generator) -> Tensor:
-    """The source unit of every target unit. Target's are put in a random order first: of equal matches any is as likely."""
+    """The source unit of every target unit. Target's go in a random order: of equal matches any is as likely."""
     order = torch.randperm(len(cosines), generator=generator)
     _, columns = linear_sum_assignment(cosines.cpu()[order].numpy(), maximize=True)
     found = torch.empty_like(order)
