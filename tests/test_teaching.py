@@ -335,6 +335,40 @@ def test_plain_distillation_is_held_to_target_too(tmp_path: Path) -> None:
     assert PLAIN.optimizer == "adam" and not PLAIN.views
 
 
+# --- drift ------------------------------------------------------------------------------------------------------------
+
+
+def test_drift_is_a_divergence_and_an_error_over_all_inputs(tmp_path: Path) -> None:
+    places = bert_places(tmp_path)
+    found = trained(places, method="functional", keep=KEPT, out=tmp_path / "out").report["drift"]
+    assert set(found) == {"task", "keep"}
+    assert found["task"]["divergence"] is None, "a head that came along answers another question"
+    models = trained(places, method="functional", keep=KEPT).tensors.models
+    inputs = open_inputs(models, get_method("functional"), DRAWN).task
+    assert inputs is not None
+    seen = inputs.batch(torch.arange(len(inputs)))
+    with torch.no_grad():
+        new, old = (load_live(place).model.base_model(**seen).last_hidden_state for place in (tmp_path / "out", places[2]))
+    a, b = (one.double().flatten(0, 1).numpy() for one in (new, old))
+    assert found["task"]["features"] == pytest.approx(((a - b) ** 2).sum() / ((b - b.mean(0)) ** 2).sum(), rel=1e-4)
+
+
+def test_drift_of_answers_to_one_question(tmp_path: Path) -> None:
+    places = places_of(tmp_path)
+    result = trained(places, method="functional", out=tmp_path / "out")
+    found = result.report["drift"]
+    assert set(found) == {"task"}
+    inputs = open_inputs(result.tensors.models, get_method("functional"), DRAWN).task
+    assert inputs is not None
+    seen = inputs.batch(torch.arange(len(inputs)))
+    with torch.no_grad():
+        new, old = (load_live(place).model(**seen).logits.double() for place in (tmp_path / "out", places[2]))
+    assert found["task"]["divergence"] == pytest.approx(kl(new, old), rel=1e-4)
+    assert found["task"]["changed"] == (new.argmax(-1) != old.argmax(-1)).double().mean().item() > 0
+    still = trained(places, method="functional", alpha=0.0).report["drift"]["task"]
+    assert still["divergence"] == pytest.approx(0, abs=1e-9) and still["changed"] == 0
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from transfuse.models.opening import open_models
 from transfuse.options.groups import Inputs
 from transfuse.running.inputs import prepare
 from transfuse.running.live import LiveModel, load_live
-from transfuse.running.unlabelled import synthetic, unlabelled
+from transfuse.running.unlabelled import read_inputs, synthetic, unlabelled
 from transfuse.study.initial import initialise
 from transfuse.study.interpolate import interpolate
 from vision_families import VISION_CASES
@@ -127,6 +127,14 @@ def test_targets_take_turns_before_a_decoder(folder: Path, place: str) -> None:
         unlabelled(task.model_copy(update={"targets": None}), live, count=5)
     named = task.model_copy(update={"targets": None, "data": data.model_copy(update={"classes": ["good", "bad"]})})
     assert len(whole(unlabelled(named, live, count=5))["decoder_input_ids"].unique(dim=0)) == 2
+
+
+def test_a_decoder_has_to_see_something(folder: Path) -> None:
+    """Read as a task of another kind, texts are inputs of an encoder alone."""
+    task = TaskSpec(kind="text-classification", data=text_data(folder / "texts"), max_length=12)
+    assert len(read_inputs(Inputs(task, count=4), load_live(folder / "bert"))) == 4
+    with pytest.raises(InputError, match="of kind text-classification it says nothing about what the decoder of T5"):
+        read_inputs(Inputs(task, count=4), load_live(folder / "t5"))
 
 
 def test_one_input_says_nothing(folder: Path, tmp_path: Path) -> None:

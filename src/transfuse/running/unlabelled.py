@@ -34,12 +34,19 @@ def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run
         run: its seed, and whether there are bars.
 
     Raises:
-        InputError: see `load_task` and `unlabelled`.
+        InputError: see `load_task` and `unlabelled`; or they have nothing for the decoder of the model.
     """
     if inputs.task == SYNTHETIC:
         return synthetic(live, count=inputs.count, seed=run.seed)
+    task = load_task(inputs.task)
     where = {"data_dir": data.data_dir, "seed": run.seed, "progress": run.progress}
-    return unlabelled(load_task(inputs.task), live, count=inputs.count, split=cast(Split, inputs.split), **where)
+    found = unlabelled(task, live, count=inputs.count, split=cast(Split, inputs.split), **where)
+    if _writes(live) and "decoder_input_ids" not in next(found.batches(1)):
+        raise InputError(
+            f"data set {task.data.path}: as a task of kind {task.kind} it says nothing about what the decoder of "
+            f"{type(live.model).__name__} sees; describe it as one of kind {SEQ2SEQ}, with its targets"
+        )
+    return found
 
 
 def unlabelled(
@@ -77,6 +84,11 @@ def unlabelled(
     if len(found) < 2:
         raise InputError(f"data set {task.data.path}: its {split} split has one input; two at least are needed")
     return found.select(torch.arange(min(count, len(found))))
+
+
+def _writes(live: LiveModel) -> bool:
+    """Whether it has a decoder beside an encoder."""
+    return "decoder_input_ids" in inspect.signature(live.model.forward).parameters
 
 
 def _classes(task: TaskSpec, data_dir: Path | None) -> list[str] | None:
@@ -148,7 +160,7 @@ def synthetic(live: LiveModel, *, count: int = 512, tokens: int = 64, batch_size
         length = min(tokens, int(getattr(config, "max_position_embeddings", tokens + 2)) - 2)
         ids = torch.randint(2, int(config.vocab_size), (count, length), generator=generator)
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "decoder_input_ids" in inspect.signature(live.model.forward).parameters:
+        if _writes(live):
             tensors["decoder_input_ids"] = torch.randint(2, int(config.vocab_size), ids.shape, generator=generator)
     else:
         raise InputError(f"{live.location}: its config does not say what inputs look like; give some (--inputs)")

@@ -7,6 +7,7 @@ so for ports.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,11 +67,13 @@ def drift(model: Probe, base: Probe, inputs: Prepared, *, same_head: bool) -> Dr
             sums["tokens"] += len(old)
     rows, tokens = sums["rows"], sums["tokens"]
     spread = sums["square"] - float(torch.as_tensor(mean).square().sum()) / tokens if tokens else 0.0
-    return Drift(
-        sums["divergence"] / rows if rows else None,
-        sums["changed"] / rows if rows else None,
-        sums["error"] / spread if spread > 0 else None,
-    )
+    return Drift(_share(sums["divergence"], rows), _share(sums["changed"], rows), _share(sums["error"], spread))
+
+
+def _share(part: float, whole: float) -> float | None:
+    """None where there is nothing to divide by, or where scores overflowed: JSON has no infinity."""
+    found = part / whole if whole > 0 else math.nan
+    return found if math.isfinite(found) else None
 
 
 def drift_of(ported: Ported, inputs: Unlabelled, device: str) -> dict[str, Any]:
