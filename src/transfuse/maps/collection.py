@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
+from ..files.single import check_file, format_of, read_file, write_file
 from .algebra import DAMAGED, Map, map_from_tensors
 
 FORMAT_VERSION = 1
+_KEY = "transfuse_maps"
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,7 @@ class Maps:
         about = {key: getattr(self, key) for key in _ABOUT if key not in ("options", "report", "kinds")}
         about |= {"format_version": FORMAT_VERSION, "options": dict(self.options), "report": dict(self.report)}
         about["kinds"] = {name: one.kind for name, one in self.spaces.items()}
-        partial = Path(f"{path}.partial")
-        try:
-            # `save_file` makes files that only their owner can read.
-            partial.write_bytes(save(tensors, metadata={"transfuse_maps": json.dumps(about, sort_keys=True)}))
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: the maps could not be written: {error}") from error
-        finally:  # also after an interrupt
-            partial.unlink(missing_ok=True)
+        write_file(path, tensors, _KEY, about, "maps")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Maps:
@@ -97,13 +88,7 @@ class Maps:
         Raises:
             InputError: no such file, not a maps file, damaged, or written by a newer format.
         """
-        try:
-            with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {})["transfuse_maps"])
-                # Cloned into aligned memory: products of matrices can differ in the last bit with the alignment.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a maps file of transfuse ({error})") from error
+        about, tensors = read_file(path, _KEY, "maps")
         kinds = _checked_about(path, about).pop("kinds")
         del about["format_version"]
         return cls(spaces={name: _rebuild(path, name, kind, tensors) for name, kind in kinds.items()}, **about)
@@ -125,11 +110,7 @@ _ABOUT: dict[str, type] = {
 
 def _checked_about(path: str | os.PathLike[str], about: Any) -> dict[str, Any]:
     """The metadata of a maps file, every key there and of its type."""
-    version = about.get("format_version") if isinstance(about, dict) else None
-    if not isinstance(version, int):
-        raise InputError(f"{path}: its metadata has no format version: {DAMAGED}")
-    if version > FORMAT_VERSION:
-        raise InputError(f"{path}: written in maps format {version}, newer than {FORMAT_VERSION}: update transfuse")
+    format_of(path, about, FORMAT_VERSION, "maps", DAMAGED)
     for key, kind in _ABOUT.items():
         if not isinstance(about.get(key), kind):
             raise InputError(f"{path}: {key!r} in its metadata is not {kind.__name__}: {DAMAGED}")
@@ -147,13 +128,7 @@ def check_maps_output(path: Path, *, force: bool) -> None:
     Raises:
         InputError: the folder is missing; the file exists (and not `force`), or is something else than maps.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
-    if not path.exists():
-        return
-    if not force:
-        raise InputError(f"{path}: it exists; give another place, or --force")
-    Maps.load(path)  # --force replaces maps, never a model
+    check_file(path, force=force, load=Maps.load)
 
 
 def _rebuild(path: str | os.PathLike[str], name: str, kind: Any, tensors: Mapping[str, Tensor]) -> Map:
