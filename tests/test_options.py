@@ -31,6 +31,7 @@ REQUESTS = [one for one in vars(requests).values() if isinstance(one, type) and 
 COMMANDS = {
     "inspect": InspectRequest,
     "match": requests.MatchRequest,
+    "moments": requests.MomentsRequest,
     "port": PortRequest,
     "verify": requests.VerifyRequest,
     "merge": requests.MergeRequest,

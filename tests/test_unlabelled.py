@@ -26,9 +26,10 @@ from transfuse.methods.match import open_inputs
 from transfuse.methods.table import METHODS, get_method
 from transfuse.models.opening import open_models
 from transfuse.options.groups import Inputs
+from transfuse.running.drawn import synthetic
 from transfuse.running.inputs import prepare
 from transfuse.running.live import LiveModel, load_live
-from transfuse.running.unlabelled import read_inputs, synthetic, unlabelled
+from transfuse.running.unlabelled import read_inputs, unlabelled
 from transfuse.study.initial import initialise
 from transfuse.study.interpolate import interpolate
 from vision_families import VISION_CASES

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         InterpolateRequest,
         MatchRequest,
         MergeRequest,
+        MomentsRequest,
         PortRequest,
         RefineRequest,
         ScaleRequest,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .porting.convert import convert
     from .porting.inspection import inspect_models
     from .porting.merge import merge
+    from .porting.moments import moments
     from .porting.port import port
     from .porting.run import PortResult
     from .study.evaluation import evaluate, finetune
@@ -51,6 +53,7 @@ _HOMES = {
     "Maps": ".maps.collection",
     "MatchRequest": ".options.requests",
     "MergeRequest": ".options.requests",
+    "MomentsRequest": ".options.requests",
     "PortRequest": ".options.requests",
     "PortResult": ".porting.run",
     "RefineRequest": ".options.requests",
@@ -63,6 +66,7 @@ _HOMES = {
     "interpolate": ".study.interpolate",
     "match": ".methods.match",
     "merge": ".porting.merge",
+    "moments": ".porting.moments",
     "port": ".porting.port",
     "refine": ".study.gradfix",
     "scale": ".study.scale",
@@ -81,6 +85,7 @@ __all__ = [
     "Maps",
     "MatchRequest",
     "MergeRequest",
+    "MomentsRequest",
     "PortRequest",
     "PortResult",
     "RefineRequest",
@@ -96,6 +101,7 @@ __all__ = [
     "interpolate",
     "match",
     "merge",
+    "moments",
     "port",
     "refine",
     "scale",

@@ -13,6 +13,7 @@ from typing import Any
 from .._version import __version__
 from ..maps.collection import Maps
 from ..options.groups import Inputs, Keep
+from ..porting.moments import moments
 from ..porting.port import port
 from ..porting.run import PortResult
 from ..report.records import Record, Scores
@@ -93,7 +94,13 @@ class Ports:
 
     def _keep(self, method: MethodSpec) -> Keep:
         wanted = method.keep
-        return Keep() if wanted is None else Keep(self._about(wanted.task), count=wanted.count, weight=wanted.weight)
+        if wanted is None:
+            return Keep()
+        task = self._about(wanted.task)
+        if wanted.moments:
+            where = {"data_dir": self.bench.settings.data_dir, "seed": self.seed}
+            task = moments(self.paths[1], inputs=task, inputs_count=wanted.count, **where)
+        return Keep(task, count=wanted.count, weight=wanted.weight)
 
     def _about(self, task: str) -> Any:
         return SYNTHETIC if task == SYNTHETIC else self.bench.recipe.tasks[task]

@@ -11,6 +11,7 @@ from . import analysis as analysis
 from . import bench as bench
 from . import convert as convert
 from . import evaluation as evaluation
+from . import moments as moments
 from . import porting as porting
 from .common import app as app
 

@@ -90,7 +90,8 @@ class Keep(Group):
     """Generic unlabelled inputs on which target shall stay as it is.
 
     Attributes:
-        task: a task (spec, file or JSON text) whose data are used, or "synthetic"; None: nothing is held on to.
+        task: a task (spec, file or JSON text) whose data are used; moments (or their file, .safetensors) of such data,
+            from which inputs are drawn; or "synthetic"; None: nothing is held on to.
         count: so many, or all there are.
         split: of the data.
         weight: beside the inputs of the task.
@@ -98,10 +99,11 @@ class Keep(Group):
 
     task: Any = option(
         None,
-        "Generic unlabelled inputs on which the new base shall stay as it is, for methods that fit or train.",
+        "Generic unlabelled inputs on which the new base shall stay as it is, for methods that fit or train; or their "
+        "moments, from `transfuse moments`.",
         kind=object,
         name="keep",
-        metavar="TASK|synthetic",
+        metavar="TASK|MOMENTS|synthetic",
     )
     count: int = option(2048, "So many of them at most.", name="keep_count", minimum=2)
     split: str = option("train", "Which rows they are.", name="keep_split", choices=SPLITS, flags=())

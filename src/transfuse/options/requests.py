@@ -38,6 +38,20 @@ class MatchRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MomentsRequest(Request):
+    """Of `moments`."""
+
+    output: groups.Output = group(groups.Output, leave=("dry_run",), out={"help": "The file to write."})
+    inputs: groups.Inputs = group(
+        groups.Inputs,
+        inputs={"help": "Generic unlabelled inputs: the data of a task (YAML or JSON).", "metavar": "TASK"},
+        inputs_count={"default": 2048},
+    )
+    data: groups.Data = group(groups.Data, leave=("limit", "split"))
+    run: groups.Run = group(groups.Run, leave=("device",))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PortRequest(Request):
     """Of `port`."""
 

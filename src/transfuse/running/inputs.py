@@ -272,6 +272,23 @@ def _stack(images: list[Any]) -> Tensor:
     return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
 
 
+def ends_of_pixels(live: LiveModel) -> dict[str, Any]:
+    """The shape of images as a model takes them, and what black and white become, channel by channel.
+
+    Raises:
+        InputError: the model has no image processor.
+    """
+    from PIL import Image
+
+    if live.image_processor is None:
+        raise InputError(f"{live.location}: it has no image processor (preprocessor_config.json), which images need")
+    flat = [Image.new(_mode(live), (64, 64), color) for color in ("black", "white")]
+    seen = torch.as_tensor(live.image_processor(images=flat, return_tensors="pt")["pixel_values"]).float()
+    # Rounded, since versions of the processors differ in the last digits.
+    black, white = ([round(x, 3) + 0.0 for x in one.mean((1, 2)).tolist()] for one in seen)
+    return {"shape": list(seen.shape[1:]), "black": black, "white": white}
+
+
 def _mode(live: LiveModel) -> str:
     config: Any = live.model.config
     vision = getattr(config, "vision_config", None) or config

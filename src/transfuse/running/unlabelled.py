@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +14,10 @@ from ..data.splits import Split, class_names, load_split, no_bars
 from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, load_task
 from ..errors import InputError
 from ..options.groups import Data, Inputs, Keep, Run
+from .drawn import has_decoder, synthetic
 from .inputs import Prepared, Source, prepare_rows
 from .live import LiveModel
+from .moments import given_moments
 from .scores import shifted
 from .tokens import Batch
 
@@ -34,14 +34,16 @@ def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run
         run: its seed, and whether there are bars.
 
     Raises:
-        InputError: see `load_task` and `unlabelled`; or they have nothing for the decoder of the model.
+        InputError: see `load_task`, `unlabelled` and `Moments`; or they have nothing for the decoder of the model.
     """
     if inputs.task == SYNTHETIC:
         return synthetic(live, count=inputs.count, seed=run.seed)
+    if (moments := given_moments(inputs.task)) is not None:
+        return moments.drawn(live, count=inputs.count, seed=run.seed)
     task = load_task(inputs.task)
     where = {"data_dir": data.data_dir, "seed": run.seed, "progress": run.progress}
     found = unlabelled(task, live, count=inputs.count, split=cast(Split, inputs.split), **where)
-    if _writes(live) and "decoder_input_ids" not in next(found.batches(1)):
+    if has_decoder(live) and "decoder_input_ids" not in next(found.batches(1)):
         raise InputError(
             f"data set {task.data.path}: as a task of kind {task.kind} it says nothing about what the decoder of "
             f"{type(live.model).__name__} sees; describe it as one of kind {SEQ2SEQ}, with its targets"
@@ -86,11 +88,6 @@ def unlabelled(
     return found.select(torch.arange(min(count, len(found))))
 
 
-def _writes(live: LiveModel) -> bool:
-    """Whether it has a decoder beside an encoder."""
-    return "decoder_input_ids" in inspect.signature(live.model.forward).parameters
-
-
 def _classes(task: TaskSpec, data_dir: Path | None) -> list[str] | None:
     """Names of the classes, where they say something about the inputs.
 
@@ -125,51 +122,3 @@ class _WithTargets:
 
     def read(self, index: Tensor, generator: Generator | None) -> Batch:
         return {**self.rows.read(index, generator), "decoder_input_ids": self.starts[index % len(self.starts)]}
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Inputs in memory."""
-
-    tensors: Mapping[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def read(self, index: Tensor, generator: Generator | None) -> Batch:
-        return {name: x[index] for name, x in self.tensors.items()}
-
-
-def synthetic(live: LiveModel, *, count: int = 512, tokens: int = 64, batch_size: int = 64, seed: int = 0) -> Prepared:
-    """Drawn inputs, for who has none: smooth Gaussian images (a coarse and a fine layer), or uniformly random tokens.
-
-    Args:
-        live: its config says the form of the inputs.
-        count: how many.
-        tokens: of a text, or as many as the model has positions for.
-        batch_size: of `Prepared.batches`.
-        seed: of their own generator.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    config: Any = live.model.config
-    vision = getattr(config, "vision_config", None) or (config if hasattr(config, "patch_size") else None)
-    tensors: dict[str, Tensor]
-    if vision is not None:
-        tensors = {"pixel_values": _images(vision, count, generator)}
-    elif hasattr(config, "vocab_size"):
-        length = min(tokens, int(getattr(config, "max_position_embeddings", tokens + 2)) - 2)
-        ids = torch.randint(2, int(config.vocab_size), (count, length), generator=generator)
-        tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if _writes(live):
-            tensors["decoder_input_ids"] = torch.randint(2, int(config.vocab_size), ids.shape, generator=generator)
-    else:
-        raise InputError(f"{live.location}: its config does not say what inputs look like; give some (--inputs)")
-    return Prepared(_Drawn(tensors), torch.arange(count), (), batch_size)
-
-
-def _images(vision: Any, count: int, generator: Generator) -> Tensor:
-    size = vision.image_size if isinstance(vision.image_size, int) else next(iter(vision.image_size))
-    channels = int(getattr(vision, "num_channels", 3))
-    coarse = torch.randn(count, channels, 8, 8, generator=generator)
-    fine = torch.randn(count, channels, size, size, generator=generator)
-    return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") + 0.3 * fine

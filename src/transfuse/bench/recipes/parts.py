@@ -10,6 +10,7 @@ from ...errors import InputError
 from ...methods.table import METHODS, Method
 from ...options.groups import AUTO
 from ...options.requests import MethodRequest
+from ...running.unlabelled import SYNTHETIC
 from ...study.train import InitSpec, TrainSpec
 
 FINE_TUNING = "fine-tuning"
@@ -119,11 +120,19 @@ class KeepSpec(Spec):
         task: whose training rows they are. "synthetic": drawn ones.
         count: so many.
         weight: beside the inputs of the task.
+        moments: whether it gets inputs drawn from the moments of these rows, as many, in their place.
     """
 
     task: str
     count: int = Field(default=2048, ge=2)
     weight: float = Field(default=1.0, ge=0)
+    moments: bool = False
+
+    @model_validator(mode="after")
+    def _of_rows(self) -> Self:
+        if self.moments and self.task == SYNTHETIC:
+            raise ValueError("moments are taken of the rows of a task, not of drawn inputs")
+        return self
 
 
 class MethodSpec(Spec):

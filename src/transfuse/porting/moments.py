@@ -1,0 +1,47 @@
+"""`moments`: what inputs to keep look like, measured once by whoever has them, for ports by whoever has not."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+from ..data.splits import Split
+from ..data.tasks import load_task
+from ..files.checkpoint import Checkpoint
+from ..files.single import check_file
+from ..options.requests import MomentsRequest
+from ..running.live import load_live
+from ..running.moments import Moments
+from ..running.unlabelled import unlabelled
+
+
+def moments(
+    model: str | os.PathLike[str] | Checkpoint,
+    *,
+    request: MomentsRequest | None = None,
+    **options: Any,
+) -> Moments:
+    """Takes the moments of generic inputs, from which `port` draws inputs to keep (`keep=`).
+
+    Args:
+        model: the new base: a directory or hub id in the format of transformers. Only what makes its inputs matters.
+        request, **options: what is asked for (`MomentsRequest`), options by name over it (`inputs`, `out`, ...).
+            Without `out` nothing is written.
+
+    Returns:
+        Moments. The same inputs, options and seed give the same bytes in the file.
+
+    Raises:
+        InputError: model, task or data cannot be read, do not fit each other, or an option cannot be used.
+    """
+    asked = MomentsRequest.asked(request, options)
+    out, inputs = asked.output.out, asked.inputs
+    if out is not None:
+        check_file(out, force=asked.output.force, load=Moments.load)
+    where = {"data_dir": asked.data.data_dir, "seed": asked.run.seed, "progress": asked.run.progress}
+    live = load_live(model)
+    rows = unlabelled(load_task(inputs.task), live, count=inputs.count, split=cast(Split, inputs.split), **where)
+    found = Moments.of(rows, live)
+    if out is not None:
+        found.save(out)
+    return found
