@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tiny_data import (
     write_texts,
 )
 from transfuse import InputError
+from transfuse.bench.ports import Ports
 from transfuse.bench.recipes.reading import load_recipe, parse_recipe, plain
 from transfuse.cli.common import app
 from transfuse.data.tasks import TaskSpec
@@ -345,7 +347,7 @@ def test_a_wrong_file_to_keep_is_2(folder: Path, tmp_path: Path) -> None:
         assert said.exit_code == 2 and "not a moments file" in said.stderr and not (tmp_path / "out").exists()
 
 
-def test_a_recipe_keeps_by_moments() -> None:
+def test_a_recipe_keeps_by_moments(folder: Path) -> None:
     content = plain(load_recipe("worth-small"))
     content["transport"]["methods"] = [{"method": "functional", "keep": {"task": "cifar10", "moments": True}}]
     method = parse_recipe(content).transport.methods[0]  # type: ignore[union-attr]
@@ -353,3 +355,8 @@ def test_a_recipe_keeps_by_moments() -> None:
     content["transport"]["methods"][0]["keep"]["task"] = "synthetic"
     with pytest.raises(InputError, match="moments are taken of the rows of a task"):
         parse_recipe(content)
+    task = image_task(folder / "images")
+    about = SimpleNamespace(recipe=SimpleNamespace(tasks={"cifar10": task}), settings=SimpleNamespace(data_dir=None))
+    ports = SimpleNamespace(bench=about, seed=0, paths=("", str(folder / "vit")), _about=lambda _: task)
+    keep = Ports._keep(cast(Any, ports), method)
+    assert isinstance(keep.task, Moments) and (keep.task.examples, keep.count, keep.weight) == (27, 2048, 1.0)

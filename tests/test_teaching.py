@@ -468,6 +468,12 @@ def test_the_key_of_a_cell_has_what_is_kept() -> None:
     bench = cast(Any, SimpleNamespace(_depends_on=lambda task: None))
     about = [
         Ports.method_depends_on(bench, MethodSpec.model_validate({"method": "auto", "keep": keep}))
-        for keep in (None, {"task": "synthetic"}, {"task": "synthetic", "count": 9})
+        for keep in (
+            None,
+            {"task": "synthetic"},
+            {"task": "synthetic", "count": 9},
+            {"task": "cifar10"},
+            {"task": "cifar10", "moments": True},
+        )
     ]
-    assert len({json.dumps(one, sort_keys=True) for one in about}) == 3
+    assert len({json.dumps(one, sort_keys=True) for one in about}) == 5
