@@ -19,7 +19,7 @@ from, where the data themselves are not at hand."""
     + RUN_MODELS,
     examples="""
     transfuse moments new-base --inputs cifar10.yaml -o generic.safetensors
-    transfuse port old-base my-classifier new-base -o ported --inputs task.yaml --keep generic.safetensors
+    transfuse moments new-bert --inputs wikitext.yaml --inputs-count 8192 -o generic.safetensors
     """,
 )
 @click.argument("model")

@@ -62,6 +62,7 @@ def match(source: str, target: str, request: MatchRequest, as_json: bool) -> Non
     examples="""
     transfuse port old-base my-classifier new-base -o ported
     transfuse port old-base my-classifier new-base -o ported --inputs task.yaml
+    transfuse port old-base my-classifier new-base -o ported --inputs task.yaml --keep generic.safetensors
     transfuse port old-base my-classifier new-base -o ported --method transfusion --alpha 0.8
     transfuse port old-base another-tune new-base -o ported2 --maps maps.safetensors
     transfuse port old-base my-classifier new-base --dry-run
