@@ -348,7 +348,8 @@ def test_drift_is_a_divergence_and_an_error_over_all_inputs(tmp_path: Path) -> N
     assert inputs is not None
     seen = inputs.batch(torch.arange(len(inputs)))
     with torch.no_grad():
-        new, old = (load_live(place).model.base_model(**seen).last_hidden_state for place in (tmp_path / "out", places[2]))
+        both: Any = (load_live(place).model.base_model for place in (tmp_path / "out", places[2]))
+        new, old = (one(**seen).last_hidden_state for one in both)
     a, b = (one.double().flatten(0, 1).numpy() for one in (new, old))
     assert found["task"]["features"] == pytest.approx(((a - b) ** 2).sum() / ((b - b.mean(0)) ** 2).sum(), rel=1e-4)
 

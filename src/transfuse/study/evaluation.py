@@ -15,6 +15,7 @@ from ..running import scores
 from ..running.device import check_device
 from ..running.inputs import prepare
 from ..running.live import load_live
+from ..running.moments import SUFFIX
 from ..running.unlabelled import SYNTHETIC
 from .rehearsal import KeptSpec
 from .train import train, train_spec
@@ -87,5 +88,6 @@ def finetune(
 
 
 def _kept(keep: Keep) -> KeptSpec:
-    task = keep.task if keep.task == SYNTHETIC else load_task(keep.task)
+    drawn = str(keep.task) == SYNTHETIC or Path(str(keep.task)).suffix == SUFFIX
+    task = str(keep.task) if drawn else load_task(keep.task)
     return KeptSpec(task=task, count=keep.count, weight=keep.weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..data.splits import BaseModel, ConfigDict, Field
 from ..data.tasks import TaskSpec
 from ..options.groups import Data, Keep, Run
 from ..running.live import LiveModel
+from ..running.moments import SUFFIX
 from ..running.probes import Probe
 from ..running.unlabelled import read_inputs
 from ..update.teachers import answers, has_two_towers
@@ -24,14 +25,14 @@ class KeptSpec(BaseModel):
     """Unlabelled inputs on which a model stays as it is while it is trained on others.
 
     Attributes:
-        task: whose training rows they are, or "synthetic": drawn ones.
+        task: whose training rows they are; or "synthetic", or a file of moments: drawn ones.
         count: so many, or all there are.
         weight: beside the labelled ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: TaskSpec | Literal["synthetic"]
+    task: TaskSpec | Literal["synthetic"] | Annotated[str, Field(pattern=rf"\{SUFFIX}$")]
     count: int = Field(default=2048, ge=2)
     weight: float = Field(default=1.0, ge=0)
 
