@@ -222,12 +222,10 @@ def test_a_clip_keeps_what_it_is_held_to(tmp_path: Path) -> None:
     """Task and kept inputs are far from each other: both can be had, and without the second the first is lost."""
     places = clips(tmp_path, text_seed=0)
     models = open_models(places[0], places[2], places[1])
-    drawn = open_inputs(models, get_method("two-teachers"), replace(DRAWN, count=64), keep=KEPT)
-    assert drawn.task is not None and drawn.keep is not None
+    pixels = torch.randn(2, 64, 3, 8, 8, generator=generator())
     prompts = {"prompt_input_ids": torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2], [1, 9, 10, 2], [1, 4, 12, 2]])}
     prompts["prompt_attention_mask"] = torch.ones_like(prompts["prompt_input_ids"])
-    shown = {"pixel_values": drawn.task.batch(torch.arange(64))["pixel_values"]}
-    other = {"pixel_values": 4 + drawn.keep.batch(torch.arange(64))["pixel_values"].flip(0)}
+    shown, other = {"pixel_values": pixels[0]}, {"pixel_values": 4 + pixels[1]}
     task, keep = (prepared(one).with_extra(**prompts) for one in (shown, other))
     start = unchanged(transported(models, make_plan(models), Maps({})))
     options = replace(TWO_TEACHERS, steps=80, lr=0.01)

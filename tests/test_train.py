@@ -33,10 +33,10 @@ from transfuse.data.splits import DataSpec
 from transfuse.data.tasks import TaskSpec
 from transfuse.errors import InputError, TransfuseError
 from transfuse.files.opening import open_checkpoint
+from transfuse.running.drawn import synthetic
 from transfuse.running.inputs import prepare
 from transfuse.running.live import load_live
 from transfuse.running.scores import evaluate, score_dict
-from transfuse.running.unlabelled import synthetic
 from transfuse.study.initial import TokenizerSpec
 from transfuse.study.train import InitSpec, TrainSpec, initialise, rate, shifted, train, train_spec
 
@@ -200,9 +200,8 @@ def test_what_is_kept_stays_nearly_as_it_is(folder: Path, tmp_path: Path) -> Non
         spec = TrainSpec(task=task, steps=30, batch_size=16, lr=3e-3, seed=1, **keep)
         train(folder / "clip", spec, tmp_path / name)
         with torch.no_grad():
-            mine, its = (
-                one.model.get_image_features(images).pooler_output for one in (load_live(tmp_path / name), base)
-            )
+            both: Any = (load_live(tmp_path / name).model, base.model)
+            mine, its = (one.get_image_features(images).pooler_output for one in both)
         return ((mine - its).norm() / its.norm()).item()
 
     free, kept = moved("free"), moved("kept", keep={"task": "synthetic", "count": 48, "weight": 10.0})

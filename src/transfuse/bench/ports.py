@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._version import __version__
+from ..data.tasks import ZERO_SHOT
 from ..maps.collection import Maps
 from ..options.groups import Inputs, Keep
 from ..porting.moments import moments
@@ -18,7 +19,7 @@ from ..porting.port import port
 from ..porting.run import PortResult
 from ..report.records import Record, Scores
 from ..running.live import LiveModel
-from ..running.unlabelled import SYNTHETIC
+from ..running.unlabelled import GENERATED, SYNTHETIC
 from ..study.sweep import support_state
 from ..update.live import live_of
 from ..update.ported import Ported
@@ -30,6 +31,7 @@ from .recipes.sections import CarriedSpec
 from .workbench import Workbench
 
 FORMAT = 2  # raised when what a record holds means something else
+DRAWN = 2  # raised when synthetic inputs are drawn otherwise
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class Ports:
         wanted = method.wanted_inputs
         if wanted is None:
             return Inputs()
-        return Inputs(self._about(wanted.task or task), count=wanted.count)
+        about = self.bench.recipe.tasks[task]
+        classes = about if wanted.task == SYNTHETIC and about.kind == ZERO_SHOT else None
+        return Inputs(self._about(wanted.task or task), count=wanted.count, classes=classes)
 
     def _keep(self, method: MethodSpec) -> Keep:
         wanted = method.keep
@@ -103,7 +107,7 @@ class Ports:
         return Keep(task, count=wanted.count, weight=wanted.weight)
 
     def _about(self, task: str) -> Any:
-        return SYNTHETIC if task == SYNTHETIC else self.bench.recipe.tasks[task]
+        return task if task in (SYNTHETIC, GENERATED) else self.bench.recipe.tasks[task]
 
     def live(self, result: PortResult) -> LiveModel:
         """The class of the ported model with its processors; its weights do not matter, so one serves all methods."""
@@ -148,7 +152,9 @@ class Ports:
         return about
 
     def _depends_on(self, task: str | None) -> Any:
-        return None if task in (None, SYNTHETIC) else self.bench.task_depends_on(task)
+        if task in (SYNTHETIC, GENERATED):
+            return DRAWN
+        return None if task is None else self.bench.task_depends_on(task)
 
     def finished(self, cell: Cell, make: Callable[[], Record]) -> Done:
         """A cell, made where it is not there."""

@@ -5,8 +5,9 @@ The rules come from measurements (docs/benchmarks.md, "Which method auto takes")
 1. Unlabelled inputs are given: functional, which carries nine tenths of a task in seconds; with inputs to keep:
    two-teachers, which carried the most of those that keep what a better release is better at.
 2. None are given and the bases nearly agree, as they are or after matching: naive, or the maps that were found.
-3. They do not: functional on drawn inputs, and a warning, since real ones serve far better. That was better than any
-   method by weights from the point on where the release has been trained for as long as the base, or is a stranger.
+3. They do not: functional on drawn inputs, or on texts that target writes where it is a masked language model, and a
+   warning, since real ones serve better. That was better than any method by weights from the point on where the release
+   has been trained for as long as the base, or is a stranger.
 4. The models cannot be run here: what matching found, if the null test says that it found anything; else naive.
 
 Labelled examples, if given, decide between that choice and naive, and for a scale, 0 included.
@@ -98,7 +99,7 @@ def choose(models: Models, request: PortRequest) -> Choice:
     if inputs.given:
         log.warning("the inputs are not used: these checkpoints cannot be run here (transfuse convert makes some run)")
     if models.resizing is not None and not models.resizing.same_shapes:
-        drawn = _drawn(models, f"The bases are of different shapes ({models.resizing.why}). ")
+        drawn = _drawn(models, request, f"The bases are of different shapes ({models.resizing.why}). ")
         if drawn is None:
             raise InputError(
                 f"{models.resizing.why}. Between such bases only what the fine-tune does can be carried over, on "
@@ -115,7 +116,7 @@ def choose(models: Models, request: PortRequest) -> Choice:
             "unchanged. Unlabelled inputs (--inputs) would do a little better.",
         )
     if models.resizing is not None:
-        return _drawn(models, f"The bases are of two kinds ({models.resizing.why}). ") or _as_it_is({})
+        return _drawn(models, request, f"The bases are of two kinds ({models.resizing.why}). ") or _as_it_is({})
     return _matched(models, request)
 
 
@@ -135,7 +136,7 @@ def _matched(models: Models, request: PortRequest) -> Choice:
             found.append(choice)
     near = relation(models).verdict == "same-lineage"
     nothing = "The weights of the bases agree in part at best" if found or near else "The weights say nothing"
-    drawn = _drawn(models, f"{nothing}, so methods that go by weights carry little. ", tried)
+    drawn = _drawn(models, request, f"{nothing}, so methods that go by weights carry little. ", tried)
     return drawn or (found[0] if found and not near else _as_it_is(tried))
 
 
@@ -161,17 +162,34 @@ def _found(method: Method, null: Mapping[str, NullTest]) -> str:
     )
 
 
-def _drawn(models: Models, why: str, tried: Mapping[str, Mapping[str, NullTest]] = {}) -> Choice | None:
-    """Functional on drawn inputs; None where the models cannot be run."""
+def _drawn(
+    models: Models, request: PortRequest, why: str, tried: Mapping[str, Mapping[str, NullTest]] = {}
+) -> Choice | None:
+    """Functional on inputs that nobody has to give; None where the models cannot be run."""
     try:
         _check_that_it_runs(models)
-        from ..running.unlabelled import SYNTHETIC  # needs what evaluation needs
+        from ..running.unlabelled import GENERATED, SYNTHETIC  # needs what evaluation needs
     except InputError as error:
         log.warning("%sDrawn inputs cannot be used either (%s)", why, error)
         return None
-    log.warning("%sDrawn inputs stand in for real ones; some of the task (--inputs) would keep far more.", why)
-    because = why + "No inputs are given, so target's modules are fitted on drawn ones, which keeps a part at best."
-    return Choice("functional", because, Inputs(SYNTHETIC), None, tried)
+    log.warning("%sDrawn inputs stand in for real ones; some of the task (--inputs) would keep more.", why)
+    writes = _writes(models)
+    what = "texts that it writes itself" if writes else "drawn ones"
+    because = why + f"No inputs are given, so target's modules are fitted on {what}, which keeps a part at best."
+    inputs = replace(request.inputs, task=GENERATED if writes else SYNTHETIC)
+    return Choice("functional", because, inputs, None, tried)
+
+
+def _writes(models: Models) -> bool:
+    """Whether target can write texts itself."""
+    from ..running.live import load_live
+    from ..running.written import written_texts
+
+    try:
+        written_texts(load_live(models.target.checkpoint), count=1, tokens=8)
+    except InputError:
+        return False
+    return True
 
 
 def _can_teach(models: Models, request: PortRequest) -> bool:

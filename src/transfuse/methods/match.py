@@ -70,15 +70,18 @@ def open_inputs(
     if not inputs.given:
         raise InputError(
             f"method {method.name} goes by activations: give unlabelled inputs (--inputs TASK; 'synthetic' draws some, "
-            "which serve worse)"
+            "'generated' lets a masked language model write them; both serve worse)"
         )
     from ..running.instances import let_go, probe_of
-    from ..running.live import of_checkpoint
-    from ..running.unlabelled import read_inputs
+    from ..running.live import load_live, of_checkpoint
+    from ..running.unlabelled import GENERATED, read_inputs
 
     checkpoint = models.target.checkpoint
     with models.passes.phase("inputs"):
-        live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
+        if GENERATED in (inputs.task, keep.task):
+            live = load_live(checkpoint, device=run.device)  # which insists on a head that was trained
+        else:
+            live = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
     task = read_inputs(inputs, live, data, run)
     keeps = keep.given and keep.weight > 0 and method.update.needs_inputs
     held = read_inputs(keep, live, data, run) if keeps else None

@@ -64,20 +64,31 @@ class Inputs(Group):
     """Unlabelled inputs, for methods that go by activations.
 
     Attributes:
-        task: a task (spec, file or JSON text) whose data are used, or "synthetic"; None: no inputs.
+        task: a task (spec, file or JSON text) whose data are used, "synthetic" (drawn), or "generated" (texts that the
+            new base writes as a masked language model); None: no inputs.
         count: so many, or all there are.
         split: of the data.
+        classes: a zero-shot task whose classes make prompts, for synthetic inputs of a model of two towers.
     """
 
     task: Any = option(
         None,
-        "Unlabelled inputs, for methods that go by activations: the data of a task (YAML or JSON), or drawn ones.",
+        "Unlabelled inputs, for methods that go by activations: the data of a task (YAML or JSON), drawn ones, or "
+        "texts that the new base writes.",
         kind=object,
         name="inputs",
-        metavar="TASK|synthetic",
+        metavar="TASK|synthetic|generated",
     )
     count: int = option(512, "So many of them at most.", name="inputs_count", minimum=2)
     split: str = option("train", "Which rows they are.", name="inputs_split", choices=SPLITS, flags=())
+    classes: Any = option(
+        None,
+        "With synthetic inputs of a CLIP: the zero-shot task whose classes make prompts; its data are not needed.",
+        kind=object,
+        name="inputs_classes",
+        metavar="TASK",
+        expert=True,
+    )
 
     @property
     def given(self) -> bool:
@@ -91,7 +102,7 @@ class Keep(Group):
 
     Attributes:
         task: a task (spec, file or JSON text) whose data are used; moments (or their file, .safetensors) of such data,
-            from which inputs are drawn; or "synthetic"; None: nothing is held on to.
+            from which inputs are drawn; "synthetic" or "generated" (see `Inputs`); None: nothing is held on to.
         count: so many, or all there are.
         split: of the data.
         weight: beside the inputs of the task.
@@ -103,7 +114,7 @@ class Keep(Group):
         "moments, from `transfuse moments`.",
         kind=object,
         name="keep",
-        metavar="TASK|MOMENTS|synthetic",
+        metavar="TASK|MOMENTS|synthetic|generated",
     )
     count: int = option(2048, "So many of them at most.", name="keep_count", minimum=2)
     split: str = option("train", "Which rows they are.", name="keep_split", choices=SPLITS, flags=())

@@ -1,4 +1,4 @@
-"""Drawn inputs, for who has none: smooth images, random tokens."""
+"""Inputs for who has none: images of coloured noise, random tokens, texts that a masked language model writes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import InputError
-from .inputs import Prepared
+from .inputs import Pixels, Prepared, Source, pixels_of
 from .live import LiveModel
+from .noise import drawn_images
 from .tokens import Batch
+from .written import written_texts
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,25 @@ class Drawn:
         return {name: x[index] for name, x in self.tensors.items()}
 
 
+@dataclass(frozen=True)
+class _DrawnImages:
+    """Images in memory, as bytes."""
+
+    stored: Tensor
+    pixels: Pixels
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def read(self, index: Tensor, generator: Generator | None) -> Batch:
+        return {"pixel_values": self.pixels(self.stored[index])}
+
+
 def synthetic(live: LiveModel, *, count: int = 512, tokens: int = 64, batch_size: int = 64, seed: int = 0) -> Prepared:
-    """Drawn inputs, for who has none: smooth Gaussian images (a coarse and a fine layer), or uniformly random tokens.
+    """Drawn inputs, for who has none: images of coloured noise (`drawn_images`), or uniformly random tokens.
 
     Args:
-        live: its config says the form of the inputs.
+        live: its config says the form of the inputs, its image processor how pixels become inputs.
         count: how many.
         tokens: of a text, or as many as the model has positions for.
         batch_size: of `Prepared.batches`.
@@ -42,28 +58,53 @@ def synthetic(live: LiveModel, *, count: int = 512, tokens: int = 64, batch_size
     generator = torch.Generator().manual_seed(seed)
     config: Any = live.model.config
     vision = getattr(config, "vision_config", None) or (config if hasattr(config, "patch_size") else None)
-    tensors: dict[str, Tensor]
+    source: Source
     if vision is not None:
-        tensors = {"pixel_values": _images(vision, count, generator)}
+        channels = int(getattr(vision, "num_channels", 3))
+        images = drawn_images(count, channels, _size(vision.image_size), generator)
+        source = _DrawnImages(images, pixels_of(live, channels))
     elif hasattr(config, "vocab_size"):
         length = min(tokens, int(getattr(config, "max_position_embeddings", tokens + 2)) - 2)
         ids = torch.randint(2, int(config.vocab_size), (count, length), generator=generator)
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if has_decoder(live):
             tensors["decoder_input_ids"] = torch.randint(2, int(config.vocab_size), ids.shape, generator=generator)
+        source = Drawn(tensors)
     else:
         raise InputError(f"{live.location}: its config does not say what inputs look like; give some (--inputs)")
-    return Prepared(Drawn(tensors), torch.arange(count), (), batch_size)
+    return Prepared(source, torch.arange(count), (), batch_size)
+
+
+def _size(given: Any) -> tuple[int, int]:
+    """Height and width of the images that a config names."""
+    height, width = (given, given) if isinstance(given, int) else given
+    return int(height), int(width)
+
+
+def generated(
+    live: LiveModel,
+    *,
+    count: int = 512,
+    tokens: int = 64,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Prepared:
+    """Texts that a masked language model writes itself (`written_texts`).
+
+    Args:
+        live: the model, with a tokenizer.
+        count, tokens, batch_size, seed: see `synthetic`.
+        progress: a bar on stderr.
+
+    Raises:
+        InputError: see `written_texts`.
+    """
+    ids = written_texts(live, count=count, tokens=tokens, seed=seed, progress=progress)
+    source = Drawn({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return Prepared(source, torch.arange(count), (), batch_size)
 
 
 def has_decoder(live: LiveModel) -> bool:
     """Whether it has a decoder beside an encoder."""
     return "decoder_input_ids" in inspect.signature(live.model.forward).parameters
-
-
-def _images(vision: Any, count: int, generator: Generator) -> Tensor:
-    size = vision.image_size if isinstance(vision.image_size, int) else next(iter(vision.image_size))
-    channels = int(getattr(vision, "num_channels", 3))
-    coarse = torch.randn(count, channels, 8, 8, generator=generator)
-    fine = torch.randn(count, channels, size, size, generator=generator)
-    return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") + 0.3 * fine

@@ -178,7 +178,7 @@ def _order(live: LiveModel, classes: Sequence[str]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class Pixels:
     """How stored pixels become model inputs: (x * factor - mean) / std, per channel."""
 
     factor: float
@@ -194,7 +194,7 @@ class _Images:
     """Images in memory, or (`stored` None) read again each time."""
 
     labels: Tensor
-    pixels: _Pixels
+    pixels: Pixels
     stored: Tensor | None
     load: Callable[[Sequence[int]], Tensor]
 
@@ -220,7 +220,7 @@ def _images(rows: Dataset, live: LiveModel, progress: bool) -> _Images:
     return _Images(labels, pixels, stored, load)
 
 
-def _loader(rows: Dataset, live: LiveModel) -> tuple[Callable[[Sequence[int]], Tensor], _Pixels]:
+def _loader(rows: Dataset, live: LiveModel) -> tuple[Callable[[Sequence[int]], Tensor], Pixels]:
     """Reads images by number as small a tensor as will do, and how it becomes the model's input.
 
     Processors spend much of their time on arithmetic in float32. Where theirs is plain (scale, then normalise), which
@@ -240,7 +240,7 @@ def _loader(rows: Dataset, live: LiveModel) -> tuple[Callable[[Sequence[int]], T
     plain = _plain_arithmetic(process, wanted.shape[1])
     small = run(sample, do_rescale=False, do_normalize=False)
     if small.dtype != torch.uint8 or not torch.allclose(plain(small), wanted.float(), atol=1e-5):
-        return lambda index: run(images(index)), _Pixels(1.0, torch.tensor(0.0), torch.tensor(1.0))
+        return lambda index: run(images(index)), Pixels(1.0, torch.tensor(0.0), torch.tensor(1.0))
     size = (wanted.shape[-1], wanted.shape[-2])
     fits = [one.size == size for one in sample]
     untouched = all(fits) and torch.equal(_stack(sample), small)
@@ -254,14 +254,21 @@ def _loader(rows: Dataset, live: LiveModel) -> tuple[Callable[[Sequence[int]], T
     return load, plain
 
 
-def _plain_arithmetic(process: Any, channels: int) -> _Pixels:
+def pixels_of(live: LiveModel, channels: int) -> Pixels:
+    """How bytes become inputs of a model; without an image processor between -1 and 1."""
+    if live.image_processor is None:
+        return Pixels(1 / 255, torch.tensor(0.5), torch.tensor(0.5))
+    return _plain_arithmetic(live.image_processor, channels)
+
+
+def _plain_arithmetic(process: Any, channels: int) -> Pixels:
     factor = float(process.rescale_factor or 1) if getattr(process, "do_rescale", False) else 1.0
     normal = getattr(process, "do_normalize", False)
     mean, std = (
         torch.tensor(value, dtype=torch.float32).expand(channels).reshape(-1, 1, 1)
         for value in ((process.image_mean, process.image_std) if normal else (0.0, 1.0))
     )
-    return _Pixels(factor, mean, std)
+    return Pixels(factor, mean, std)
 
 
 def _stack(images: list[Any]) -> Tensor:

@@ -286,7 +286,7 @@ def _token_losses(live: LiveModel, task: TaskSpec, batch: Batch, params: Params)
     if task.kind == "causal-lm":
         labels = labels.roll(-1, dims=1)
         wanted = torch.arange(labels.shape[1], device=labels.device).expand_as(labels) < labels.shape[1] - 1
-    with _head_only_at(live.model, wanted):
+    with head_only_at(live.model, wanted):
         logits = getattr(_call(live, params, "forward", input_ids=batch["input_ids"]), "logits", None)
     if logits is None or logits.shape[-1] < 2:
         kind = type(live.model).__name__
@@ -297,7 +297,7 @@ def _token_losses(live: LiveModel, task: TaskSpec, batch: Batch, params: Params)
 
 
 @contextmanager
-def _head_only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
+def head_only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
     """The head of a language model sees only the tokens to predict: with a small body it is most of the work."""
     head = next((one for name in ("cls", "lm_head") if isinstance(one := getattr(model, name, None), nn.Module)), None)
     if head is None:

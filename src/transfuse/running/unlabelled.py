@@ -1,4 +1,4 @@
-"""Inputs without labels: of a data set, or drawn."""
+"""Inputs without labels: of a data set, drawn, or written by the model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..data.splits import Split, class_names, load_split, no_bars
 from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, load_task
 from ..errors import InputError
 from ..options.groups import Data, Inputs, Keep, Run
-from .drawn import has_decoder, synthetic
+from .drawn import generated, has_decoder, synthetic
 from .inputs import Prepared, Source, prepare_rows
 from .live import LiveModel
 from .moments import given_moments
-from .scores import shifted
-from .tokens import Batch
+from .scores import check_zero_shot, shifted
+from .tokens import Batch, prompts_of
 
-SYNTHETIC = "synthetic"
+SYNTHETIC, GENERATED = "synthetic", "generated"
 
 
 def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run: Run = Run()) -> Prepared:
@@ -34,10 +34,18 @@ def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run
         run: its seed, and whether there are bars.
 
     Raises:
-        InputError: see `load_task`, `unlabelled` and `Moments`; or they have nothing for the decoder of the model.
+        InputError: see `load_task`, `unlabelled`, `generated` and `Moments`; they have nothing for the decoder of the
+            model; or classes are named that nothing would be done with.
     """
-    if inputs.task == SYNTHETIC:
-        return synthetic(live, count=inputs.count, seed=run.seed)
+    classes = inputs.classes if isinstance(inputs, Inputs) else None
+    if inputs.task in (SYNTHETIC, GENERATED):
+        if inputs.task == SYNTHETIC:
+            found = synthetic(live, count=inputs.count, seed=run.seed)
+        else:
+            found = generated(live, count=inputs.count, seed=run.seed, progress=run.progress)
+        return found if classes is None else with_prompts(found, load_task(classes), live, data.data_dir)
+    if classes is not None:
+        raise InputError("inputs_classes: the inputs are those of a task, which names its classes itself; leave it out")
     if (moments := given_moments(inputs.task)) is not None:
         return moments.drawn(live, count=inputs.count, seed=run.seed)
     task = load_task(inputs.task)
@@ -122,3 +130,23 @@ class _WithTargets:
 
     def read(self, index: Tensor, generator: Generator | None) -> Batch:
         return {**self.rows.read(index, generator), "decoder_input_ids": self.starts[index % len(self.starts)]}
+
+
+def with_prompts(inputs: Prepared, task: TaskSpec, live: LiveModel, data_dir: Path | None = None) -> Prepared:
+    """Inputs with the prompts of a zero-shot task, of which only classes and templates are read.
+
+    Args:
+        inputs: of whatever kind.
+        task: the task. Where its data name their `classes`, nothing is read of them.
+        live: gives the tokenizer.
+        data_dir: where data lie.
+
+    Raises:
+        InputError: it is no zero-shot task, the model has not two towers, or the classes are not to be found.
+    """
+    if task.kind != ZERO_SHOT:
+        raise InputError(
+            f"inputs_classes: only a task of kind {ZERO_SHOT} makes prompts of its classes, not {task.kind}"
+        )
+    check_zero_shot(live)
+    return inputs.with_extra(**prompts_of(task, class_names(task.data, data_dir), live))

@@ -106,7 +106,8 @@ class InputsSpec(Spec):
 
     Attributes:
         count: so many training rows.
-        task: whose; None: of the task that is carried. "synthetic": drawn ones.
+        task: whose; None: of the task that is carried. "synthetic": drawn ones, with the prompts of that task where it
+            is a zero-shot one; "generated": texts that target writes.
     """
 
     count: int = Field(default=512, ge=2)
@@ -117,7 +118,7 @@ class KeepSpec(Spec):
     """Unlabelled inputs on which a method leaves target as it is.
 
     Attributes:
-        task: whose training rows they are. "synthetic": drawn ones.
+        task: whose training rows they are. "synthetic": drawn ones; "generated": texts that target writes.
         count: so many.
         weight: beside the inputs of the task.
         moments: whether it gets inputs drawn from the moments of these rows, as many, in their place.

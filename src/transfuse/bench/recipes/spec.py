@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ...data.splits import Field, model_validator
 from ...data.tasks import TaskSpec
-from ...running.unlabelled import SYNTHETIC
+from ...running.unlabelled import GENERATED, SYNTHETIC
 from .parts import ModelSpec, Spec
 from .sections import SECTIONS, CarriedSpec, FewShotSpec, InterpolationSpec, Section, TransportSpec, WorthSpec
 
@@ -113,7 +113,7 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         for method in spec.methods:
             for key in ("inputs", "keep"):
                 given = getattr(method, key)
-                if given is not None and given.task not in (None, SYNTHETIC):
+                if given is not None and given.task not in (None, SYNTHETIC, GENERATED):
                     yield f"{section}.methods.{method.label}.{key}", "task", str(given.task)
         if spec.support is not None:
             yield f"{section}.support", "task", spec.support
