@@ -415,7 +415,7 @@ def test_theseus_is_procrustes_at_both_ends_of_every_module(tmp_path: Path) -> N
                 continue
             maps[end] = found.matrix().numpy()
             np.testing.assert_allclose(maps[end] @ maps[end].T, np.eye(len(maps[end])), atol=1e-9)
-            np.testing.assert_allclose(maps[end] @ v, u, atol=1e-5)
+            np.testing.assert_allclose(maps[end] @ v, u, atol=1e-4)
         tau = (models.tuned.tensor(name) - models.source.tensor(name)).numpy()
         np.testing.assert_allclose(result.tensors.update.of(name), maps["out"] @ tau @ maps["in"].T, atol=1e-12)
         bias = name.replace(".weight", ".bias")

@@ -181,12 +181,16 @@ def _drawn(
 
 
 def _writes(models: Models) -> bool:
-    """Whether target can write texts itself."""
-    from ..running.live import load_live
+    """Whether target can write texts itself, with a head that was trained."""
+    from ..running.instances import probe_of
+    from ..running.live import load_live, of_checkpoint
     from ..running.written import written_texts
 
+    checkpoint = models.target.checkpoint
     try:
-        written_texts(load_live(models.target.checkpoint), count=1, tokens=8)
+        built = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
+        written_texts(built, count=1, tokens=8)
+        load_live(checkpoint)
     except InputError:
         return False
     return True
