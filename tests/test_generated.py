@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 import transfuse
 from tiny_data import COLOURS, bert_spec, clip_spec, image_task, text_data, vit_spec, write_images, write_texts
 from transfuse import InputError
+from transfuse.bench.ports import DRAWN, Ports
 from transfuse.bench.recipes.parts import MethodSpec
 from transfuse.data.splits import DataSpec
 from transfuse.data.tasks import ZERO_SHOT, TaskSpec
@@ -23,7 +25,7 @@ from transfuse.methods.auto import choose
 from transfuse.methods.match import open_inputs
 from transfuse.methods.table import get_method
 from transfuse.models.opening import open_models
-from transfuse.options.groups import Data, Inputs
+from transfuse.options.groups import Data, Inputs, Keep
 from transfuse.options.requests import PortRequest
 from transfuse.running.drawn import generated, synthetic
 from transfuse.running.inputs import Prepared
@@ -234,8 +236,16 @@ def test_auto_lets_a_masked_language_model_write(folder: Path) -> None:
     assert any(not torch.equal(x, target[name]) for name, x in result.state_dict().items() if name in target)
 
 
-def test_recipes_know_the_word() -> None:
-    method = MethodSpec.model_validate(
-        {"method": "functional", "inputs": {"task": "generated"}, "keep": {"task": "generated"}}
-    )
-    assert method.inputs is not None and method.inputs.task == "generated"
+def test_recipes_know_the_words_and_give_the_prompts_of_the_task() -> None:
+    """Classes of the task that is carried go along with drawn inputs, where it is a zero-shot task."""
+    texts = NAMED.model_copy(update={"kind": "text-classification"})
+    ports = object.__new__(Ports)
+    ports.bench = SimpleNamespace(recipe=SimpleNamespace(tasks={"images": NAMED, "texts": texts}))  # type: ignore[assignment]
+    for word in ("synthetic", "generated"):
+        both = {"inputs": {"task": word, "count": 9}, "keep": {"task": word}}
+        method = MethodSpec.model_validate({"method": "functional", **both})
+        assert ports._inputs(method, "texts") == Inputs(word, count=9)
+        assert ports._inputs(method, "images").classes == (NAMED if word == "synthetic" else None)
+        assert ports._keep(method) == Keep(word)
+    # Records of inputs that were drawn otherwise are not taken for those of today's.
+    assert ports.method_depends_on(method)["inputs"][1] == DRAWN
