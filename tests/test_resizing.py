@@ -144,7 +144,7 @@ def test_planted_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
 
     On white images, which show every direction alike; of smooth ones a ridge leaves a part of the fine detail behind.
     """
-    monkeypatch.setattr("transfuse.running.unlabelled.drawn_images", white)
+    monkeypatch.setattr("transfuse.running.drawn.drawn_images", white)
     small, source = vit(0), vit(0)
     target = PLANTED[name](small)
     if direction == "to smaller":
