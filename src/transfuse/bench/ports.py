@@ -147,6 +147,8 @@ class Ports:
         about = {"method": method.method, "options": method.options, "oracle": method.label == ORACLE}
         if wanted is not None:
             about["inputs"] = [stated(wanted), self._depends_on(wanted.task)]
+        elif method.row is None:
+            about["inputs"] = DRAWN  # auto may draw some
         if method.keep is not None:
             about["keep"] = [stated(method.keep), self._depends_on(method.keep.task)]
         return about

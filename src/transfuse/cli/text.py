@@ -109,6 +109,7 @@ def port_text(report: Mapping[str, Any]) -> str:
     if "relation" in report:
         lines += [*_match_lines(report["match"]), *_relation_lines(report["relation"])]
     lines.append(f"tensors    {counts}" + (f" (carried: {', '.join(report['carried'])})" if report["carried"] else ""))
+    lines += drift_lines(report.get("drift") or {})
     if report.get("equivalence"):
         lines.append(equivalence_text(report["equivalence"]))
     if report.get("lost_updates") is not None:
@@ -116,6 +117,19 @@ def port_text(report: Mapping[str, Any]) -> str:
     if report.get("loads"):
         lines.append(f"loads      {report['loads']}")
     return "\n".join([*lines, f"output     {report['out'] or 'nothing written (dry run)'}"])
+
+
+def drift_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How far the port is from the new base: only what it does on inputs to keep says what was lost."""
+    lines = []
+    for name, what in (("task", "the task's inputs"), ("keep", "inputs to keep")):
+        one = found.get(name)
+        if one and one["divergence"] is not None:
+            said = f"{one['changed']:.0%} of the new base's answers change (KL {one['divergence']:.2g} nats)"
+            lines.append(f"{'drift' if not lines else '':<10} on {what} {said}")
+        elif one and one["features"] is not None:
+            lines.append(f"{'drift' if not lines else '':<10} on {what} its features move by {one['features']:.2g}")
+    return lines
 
 
 def equivalence_text(found: Mapping[str, Any]) -> str:

@@ -117,7 +117,15 @@ def _kept_text(result: Mapping[str, Any]) -> str:
         if kept is None
         else f"the new base was held to its own answers on {kept['examples']} generic inputs"
     )
-    return f"| beside the task | {said} |\n"
+    return f"| beside the task | {said}{_drift_text(result.get('drift') or {})} |\n"
+
+
+def _drift_text(found: Mapping[str, Any]) -> str:
+    """What the port does there, on inputs to keep: how much is lost goes by it (docs/benchmarks.md)."""
+    one = found.get("keep")
+    if not one or one["divergence"] is None:
+        return ""
+    return f"; {one['changed']:.0%} of these answers change all the same (KL {one['divergence']:.2g} nats)"
 
 
 def _equivalence_text(found: Mapping[str, Any] | None) -> str:
