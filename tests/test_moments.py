@@ -349,10 +349,10 @@ def test_a_wrong_file_to_keep_is_2(folder: Path, tmp_path: Path) -> None:
 
 def test_a_recipe_keeps_by_moments(folder: Path) -> None:
     content = plain(load_recipe("worth-small"))
-    content["transport"]["methods"] = [{"method": "functional", "keep": {"task": "cifar10", "moments": True}}]
-    method = parse_recipe(content).transport.methods[0]  # type: ignore[union-attr]
+    content["worth"]["methods"] = [{"method": "functional", "keep": {"task": "cifar10", "moments": True}}]
+    method = parse_recipe(content).worth.methods[0]  # type: ignore[union-attr]
     assert method.keep is not None and method.keep.moments
-    content["transport"]["methods"][0]["keep"]["task"] = "synthetic"
+    content["worth"]["methods"][0]["keep"]["task"] = "synthetic"
     with pytest.raises(InputError, match="moments are taken of the rows of a task"):
         parse_recipe(content)
     task = image_task(folder / "images")

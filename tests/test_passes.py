@@ -85,11 +85,11 @@ MOST: dict[str, tuple[dict[str, Any], tuple[float, float, float]]] = {
     "tied": ({"method": "tied"}, (7.1, 2, 3.2)),
     "orthogonal": ({"method": "orthogonal"}, (7.1, 2, 3.2)),
     "theseus": ({"method": "theseus", "inputs": DRAWN}, (3, 2, 3)),
-    "functional": ({"method": "functional", "inputs": DRAWN}, (2.2, 2.2, 5)),
-    "distillation": ({"method": "distillation", "inputs": DRAWN}, (1, 2, 5)),
-    "auto with inputs": ({"inputs": DRAWN}, (2.2, 2.2, 5)),
+    "functional": ({"method": "functional", "inputs": DRAWN}, (2.3, 2.3, 7.3)),
+    "distillation": ({"method": "distillation", "inputs": DRAWN}, (1, 2, 8)),
+    "auto with inputs": ({"inputs": DRAWN}, (2.3, 2.3, 7.3)),
     "auto": ({}, (7.1, 2, 3.2)),
-    "auto between strangers": ({}, (8.3, 3.2, 7)),
+    "auto between strangers": ({}, (8.4, 3.3, 9.5)),
 }
 
 

@@ -22,20 +22,23 @@ def worth_tables(look: Lookup, plan: SectionPlan) -> list[Table]:
 
 
 def share_of_gap(look: Lookup, plan: SectionPlan, row: str) -> Value | None:
-    """How much of what the fine-tune gains on the new base arrives, in percent, as mean over the tasks."""
-    return mean_over(_share(look, task, row) for task in plan.tasks)
+    """How much of what the fine-tunes gain on the new base arrives, in percent: of the sums over all tasks.
+
+    A mean of shares would be that of the task on which there is least to gain.
+    """
+    if len({unit_of(look.metric(task)) for task in plan.tasks}) > 1:
+        return None
+    found = {one: [_shown(look, task, one) for task in plan.tasks] for one in (row, KEPT, AS_IT_IS)}
+    seeds = set.intersection(*(set(by_seed) for each in found.values() for by_seed in each))
+    sums = {seed: {one: sum(by_seed[seed] for by_seed in each) for one, each in found.items()} for seed in seeds}
+    there = {seed: one for seed, one in sums.items() if one[KEPT] != one[AS_IT_IS]}
+    shares = {seed: 100 * (one[row] - one[AS_IT_IS]) / (one[KEPT] - one[AS_IT_IS]) for seed, one in there.items()}
+    return value_of(shares, "percent")
 
 
-def _share(look: Lookup, task: str, row: str) -> Value | None:
-    metric = look.metric(task)
-    mine, kept, base = (_shown(look, task, one, metric) for one in (row, KEPT, AS_IT_IS))
-    seeds = [one for one in mine if one in kept and one in base and kept[one] != base[one]]
-    return value_of({one: 100 * (mine[one] - base[one]) / (kept[one] - base[one]) for one in seeds}, "percent")
-
-
-def _shown(look: Lookup, task: str, row: str, metric: Metric) -> dict[int, float]:
+def _shown(look: Lookup, task: str, row: str) -> dict[int, float]:
     found = picked(look.find(Worth, task=task, row=row), "test")
-    return {seed: shown(scores, metric) for seed, scores in found.items()}
+    return {seed: shown(scores, look.metric(task)) for seed, scores in found.items()}
 
 
 def support_lost(look: Lookup, plan: SectionPlan, row: str) -> Value | None:
@@ -76,7 +79,7 @@ def _price_table(look: Lookup, plan: SectionPlan) -> Table:
         }
         rows.append((line.label, line.role, cells))
     note = (
-        "Means over the tasks. Share: of what the old fine-tune has above the new base on its task, in percent; "
+        "Over all tasks. Share: of what the old fine-tunes have above the new base on their tasks, in percent; "
         "support: less that of the new base; corrupted: on the task's images with noise, blurred, with little "
         f"contrast; seconds and memory of the port (maps of weights found before), or of the training. {look.note()}"
     )
