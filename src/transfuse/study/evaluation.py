@@ -16,7 +16,7 @@ from ..running.device import check_device
 from ..running.inputs import prepare
 from ..running.live import load_live
 from ..running.moments import SUFFIX
-from ..running.unlabelled import SYNTHETIC
+from ..running.unlabelled import GENERATED, SYNTHETIC
 from .rehearsal import KeptSpec
 from .train import train, train_spec
 
@@ -88,6 +88,6 @@ def finetune(
 
 
 def _kept(keep: Keep) -> KeptSpec:
-    drawn = str(keep.task) == SYNTHETIC or Path(str(keep.task)).suffix == SUFFIX
+    drawn = str(keep.task) in (SYNTHETIC, GENERATED) or Path(str(keep.task)).suffix == SUFFIX
     task = str(keep.task) if drawn else load_task(keep.task)
     return KeptSpec(task=task, count=keep.count, weight=keep.weight)

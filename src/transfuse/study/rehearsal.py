@@ -25,14 +25,14 @@ class KeptSpec(BaseModel):
     """Unlabelled inputs on which a model stays as it is while it is trained on others.
 
     Attributes:
-        task: whose training rows they are; or "synthetic", or a file of moments: drawn ones.
+        task: whose training rows they are; or "synthetic", "generated" or a file of moments: drawn ones.
         count: so many, or all there are.
         weight: beside the labelled ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: TaskSpec | Literal["synthetic"] | Annotated[str, Field(pattern=rf"\{SUFFIX}$")]
+    task: TaskSpec | Literal["synthetic", "generated"] | Annotated[str, Field(pattern=rf"\{SUFFIX}$")]
     count: int = Field(default=2048, ge=2)
     weight: float = Field(default=1.0, ge=0)
 
