@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
-from ..files.single import check_file, format_of, read_file, write_file
 from .algebra import DAMAGED, Map, map_from_tensors
+from .file import check_file, format_of, read_file, write_file
 
 FORMAT_VERSION = 1
 _KEY = "transfuse_maps"

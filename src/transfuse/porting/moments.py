@@ -8,7 +8,7 @@ from typing import Any, cast
 from ..data.splits import Split
 from ..data.tasks import load_task
 from ..files.checkpoint import Checkpoint
-from ..files.single import check_file
+from ..maps.file import check_file
 from ..options.requests import MomentsRequest
 from ..running.live import load_live
 from ..running.moments import Moments

@@ -20,8 +20,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import InputError
-from ..files.single import format_of, read_file, write_file
 from ..maps.algebra import DAMAGED
+from ..maps.file import format_of, read_file, write_file
 from .drawn import Drawn
 from .inputs import Prepared, ends_of_pixels
 from .live import LiveModel
