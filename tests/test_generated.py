@@ -28,7 +28,7 @@ from transfuse.models.opening import open_models
 from transfuse.options.groups import Data, Inputs, Keep
 from transfuse.options.requests import PortRequest
 from transfuse.running.drawn import generated, synthetic
-from transfuse.running.inputs import Prepared
+from transfuse.running.inputs import Prepared, ends_of_pixels
 from transfuse.running.live import LiveModel, load_live
 from transfuse.running.noise import drawn_images
 from transfuse.running.unlabelled import read_inputs, unlabelled
@@ -214,6 +214,29 @@ def test_written_texts_are_inputs_like_any_other(writer: LiveModel) -> None:
 def test_models_that_write_nothing(folder: Path, model: str, message: str) -> None:
     with pytest.raises(InputError, match=f"masked language model.*{message}.*'synthetic'"):
         read_inputs(Inputs("generated", count=4), load_live(folder / model))
+
+
+def test_a_special_token_beyond_the_table_is_never_drawn(folder: Path, tmp_path: Path) -> None:
+    """Tokens that were added to a tokenizer and not to the model are common."""
+    shutil.copytree(folder / "writer", tmp_path / "added")
+    live = load_live(tmp_path / "added")
+    live.tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+    live.tokenizer.save_pretrained(tmp_path / "added")
+    added = load_live(tmp_path / "added")
+    rows = added.model.config.vocab_size  # type: ignore[union-attr]
+    assert max(added.tokenizer.all_special_ids) >= int(rows)  # type: ignore[arg-type]
+    plain = load_live(folder / "writer")
+    assert torch.equal(written_texts(added, count=3, tokens=9), written_texts(plain, count=3, tokens=9))
+
+
+def test_a_processor_for_other_channels_does_not_stop_drawing(folder: Path, tmp_path: Path) -> None:
+    config = {**vit_spec().config, "num_channels": 1}
+    live = load_live(initialise(vit_spec().model_copy(update={"config": config}), tmp_path / "grey"))
+    live.image_processor.image_mean = live.image_processor.image_std = [0.5, 0.5, 0.5]
+    drawn = synthetic(live, count=3).batch(torch.arange(3))["pixel_values"]
+    assert drawn.shape[:2] == (3, 1) and drawn.min() >= -1 and drawn.max() <= 1
+    with pytest.raises(InputError, match="its image processor"):
+        ends_of_pixels(live)
 
 
 def test_a_head_that_was_never_trained_writes_nothing(folder: Path, tmp_path: Path) -> None:

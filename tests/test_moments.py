@@ -194,6 +194,21 @@ def test_a_file_draws_the_same(folder: Path, tmp_path: Path) -> None:
         assert [one.name for one in tmp_path.iterdir() if "partial" in one.name] == []
 
 
+def test_texts_are_no_longer_than_a_model_has_positions_for(folder: Path, tmp_path: Path) -> None:
+    live = load_live(folder / "bert")
+    task = TaskSpec(kind="text-classification", data=text_data(folder / "texts"), max_length=12)
+    found = Moments.of(unlabelled(task, live, count=20), live)
+    live.model.config.max_position_embeddings = int(found.chains["input_ids"].lengths.values[-1]) - 1  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="has positions for"):
+        found.drawn(live, count=2)
+
+
+def test_a_text_without_tokens_is_left_out() -> None:
+    ids, mask = torch.tensor([[5, 6, 0], [0, 0, 0]]), torch.tensor([[True, True, False], [False] * 3])
+    found = Chain.of(ids, mask)
+    assert found.lengths.values.tolist() == [2] and found.last.values.tolist() == [6] and found.is_sound(9)
+
+
 def test_what_is_no_file_of_moments(folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "m.safetensors"
     with pytest.raises(InputError, match="not a moments file"):
@@ -215,6 +230,8 @@ def test_what_is_no_file_of_moments(folder: Path, tmp_path: Path) -> None:
         ({"examples": None}, "'examples' in its metadata is not int"),
         ({"form": {}}, "says nothing about inputs"),
         ({"masked": ["labels"]}, "says nothing about inputs"),
+        ({"masked": [["input_ids"]]}, "says nothing about inputs"),
+        ({"examples": -5}, "says nothing about inputs"),
         ({"form": {"pixel_values": {"shape": [3, 8, 9]}}}, "'pixel_values' are none of such images"),
         ({"form": {"pixel_values": {}}}, "'shape'"),
         ({"form": {"pixel_values": 5}}, "damaged"),
@@ -242,6 +259,8 @@ def test_damaged_metadata_is_named(folder: Path, tmp_path: Path, change: dict[st
         ("input_ids#lengths.values", torch.tensor([0])),
         ("input_ids#lengths.values", torch.tensor([2**40])),
         ("input_ids#last.values", torch.tensor([1.5])),
+        ("input_ids#last.values", torch.tensor([1.5], dtype=torch.float8_e4m3fn)),
+        ("input_ids#pairs.counts", torch.tensor([2**62])),
         ("input_ids#pairs.values", torch.tensor([2 * 2**32 + 10**6])),
     ],
 )

@@ -163,6 +163,9 @@ def test_a_task_that_gains_nothing_has_no_gap_and_a_loss_counts_downwards() -> N
     metrics = {**results().metrics, **dict.fromkeys(made_results.TASKS, LOSS)}
     share = share_of_gap(Lookup(replace(changed, metrics=metrics), "planted"), plan, "tied")
     assert share is not None and share.mean == 50.0
+    upside_down = {**metrics, **dict.fromkeys(made_results.TASKS, Metric("loss"))}
+    worse = share_of_gap(Lookup(replace(changed, metrics=upside_down), "planted"), plan, "tied")
+    assert worse is None, "where the old fine-tune is worse than the new base there is no gap"
 
 
 def test_the_verdict_is_that_of_most_seeds() -> None:

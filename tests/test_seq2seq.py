@@ -26,8 +26,9 @@ from transfuse.porting.planted import plant
 from transfuse.running.inputs import prepare
 from transfuse.running.live import LiveModel, load_live, module_params
 from transfuse.running.scores import class_logits, evaluate, loss_of, score_dict
+from transfuse.running.written import written_texts
 from transfuse.study.initial import InitSpec, TokenizerSpec
-from transfuse.study.train import initialise, train, train_spec
+from transfuse.study.train import TrainSpec, initialise, train, train_spec
 
 TARGETS = ["a very good film", "poor"]
 SMALL: dict[str, Any] = {
@@ -67,6 +68,27 @@ def model_of(live: LiveModel) -> Any:
 
 def tokens_of(live: LiveModel, text: str) -> torch.Tensor:
     return torch.tensor([live.tokenizer(text)["input_ids"]])
+
+
+# --- inputs to keep -----------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_with_a_decoder_writes_nothing_and_auto_draws(folder: Path, live: LiveModel) -> None:
+    """Its tokenizer has a mask, but it is no masked language model."""
+    assert live.tokenizer.mask_token_id is not None
+    with pytest.raises(InputError, match="it is no encoder alone"):
+        written_texts(live, count=2)
+
+
+def test_fine_tuning_is_held_to_what_the_decoder_gives(folder: Path, tmp_path: Path) -> None:
+    def moved(name: str, **keep: Any) -> float:
+        spec = TrainSpec(task=text_task(folder), steps=6, batch_size=8, lr=3e-3, **keep)
+        train(folder / "t5", spec, tmp_path / name)
+        before, after = (load_file(place / "model.safetensors") for place in (folder / "t5", tmp_path / name))
+        return sum(float((after[n] - x).square().sum()) for n, x in before.items() if "decoder" in n)
+
+    kept = {"task": text_task(folder), "count": 16, "weight": 100.0}
+    assert moved("kept", keep=kept) < moved("free")
 
 
 # --- random models ------------------------------------------------------------------------------------------------

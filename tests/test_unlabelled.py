@@ -134,7 +134,7 @@ def test_a_decoder_has_to_see_something(folder: Path) -> None:
     """Read as a task of another kind, texts are inputs of an encoder alone."""
     task = TaskSpec(kind="text-classification", data=text_data(folder / "texts"), max_length=12)
     assert len(read_inputs(Inputs(task, count=4), load_live(folder / "bert"))) == 4
-    with pytest.raises(InputError, match="of kind text-classification it says nothing about what the decoder of T5"):
+    with pytest.raises(InputError, match="of kind text-classification: it says nothing about what the decoder of T5"):
         read_inputs(Inputs(task, count=4), load_live(folder / "t5"))
 
 

@@ -90,6 +90,8 @@ class ModelStore:
             return where if spec.convert is None else {"format": FORMAT, **where, "convert": stated(spec.convert)}
         own = {key: value for key, value in stated(spec).items() if key not in ("base", "of", "architecture")}
         data = [data_fingerprint(one, self.data_dir) for one in data_specs(spec)]
+        if spec.train is not None and spec.train.keep is not None and Path(str(spec.train.keep.task)).is_file():
+            data.append(_file_hash(Path(str(spec.train.keep.task))))  # moments
         needs = [self.key(one, seed) for one in spec.needs]
         return {"format": FORMAT, "spec": own, "needs": needs, "data": data, "device": self.device.split(":")[0]}
 

@@ -168,7 +168,10 @@ def _few_steps(recipe: Recipe, spec: ModelSpec, data_dir: Path) -> ModelSpec:
     if spec.train is None:
         return spec
     task = _tiny_task(spec.train.task, data_dir)
-    changes = {"task": task, "steps": STEPS, "epochs": None, "batch_size": 8}
+    changes: dict[str, Any] = {"task": task, "steps": STEPS, "epochs": None, "batch_size": 8}
+    if (keep := spec.train.keep) is not None:
+        kept = _tiny_task(keep.task, data_dir) if isinstance(keep.task, TaskSpec) else keep.task
+        changes["keep"] = keep.model_copy(update={"task": kept, "count": min(keep.count, ROWS)})
     return spec.model_copy(update={"train": spec.train.model_copy(update=changes)})
 
 

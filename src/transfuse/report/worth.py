@@ -31,7 +31,9 @@ def share_of_gap(look: Lookup, plan: SectionPlan, row: str) -> Value | None:
     found = {one: [_shown(look, task, one) for task in plan.tasks] for one in (row, KEPT, AS_IT_IS)}
     seeds = set.intersection(*(set(by_seed) for each in found.values() for by_seed in each))
     sums = {seed: {one: sum(by_seed[seed] for by_seed in each) for one, each in found.items()} for seed in seeds}
-    there = {seed: one for seed, one in sums.items() if one[KEPT] != one[AS_IT_IS]}
+    up = 1 if look.metric(plan.tasks[0]).higher_is_better else -1
+    # Where the old fine-tune is no better than the new base, there is nothing to carry.
+    there = {seed: one for seed, one in sums.items() if up * (one[KEPT] - one[AS_IT_IS]) > 0}
     shares = {seed: 100 * (one[row] - one[AS_IT_IS]) / (one[KEPT] - one[AS_IT_IS]) for seed, one in there.items()}
     return value_of(shares, "percent")
 

@@ -47,11 +47,11 @@ class _Corrupted:
 
 def _noise(x: Tensor, rows: Tensor) -> Tensor:
     drawn = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(row)) for row in rows.tolist()]
-    return x + NOISE * x.std((1, 2, 3), keepdim=True) * torch.stack(drawn)
+    return x + NOISE * x.std((1, 2, 3), correction=0, keepdim=True) * torch.stack(drawn)
 
 
 def _blur(x: Tensor, _: Tensor) -> Tensor:
-    reach = max(1, round(BLUR * x.shape[-1]) // 2)
+    reach = min(max(1, round(BLUR * min(x.shape[-2:])) // 2), min(x.shape[-2:]) - 1)
     return functional.avg_pool2d(functional.pad(x, [reach] * 4, mode="reflect"), 2 * reach + 1, stride=1)
 
 

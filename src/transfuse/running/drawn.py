@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +66,7 @@ def synthetic(live: LiveModel, *, count: int = 512, tokens: int = 64, batch_size
         length = min(tokens, int(getattr(config, "max_position_embeddings", tokens + 2)) - 2)
         ids = torch.randint(2, int(config.vocab_size), (count, length), generator=generator)
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if has_decoder(live):
+        if live.has_decoder:
             tensors["decoder_input_ids"] = torch.randint(2, int(config.vocab_size), ids.shape, generator=generator)
         source = Drawn(tensors)
     else:
@@ -103,8 +102,3 @@ def generated(
     ids = written_texts(live, count=count, tokens=tokens, seed=seed, progress=progress)
     source = Drawn({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     return Prepared(source, torch.arange(count), (), batch_size)
-
-
-def has_decoder(live: LiveModel) -> bool:
-    """Whether it has a decoder beside an encoder."""
-    return "decoder_input_ids" in inspect.signature(live.model.forward).parameters

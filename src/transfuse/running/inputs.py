@@ -255,8 +255,9 @@ def _loader(rows: Dataset, live: LiveModel) -> tuple[Callable[[Sequence[int]], T
 
 
 def pixels_of(live: LiveModel, channels: int) -> Pixels:
-    """How bytes become inputs of a model; without an image processor between -1 and 1."""
-    if live.image_processor is None:
+    """How bytes become inputs of a model; without an image processor for as many channels between -1 and 1."""
+    means = getattr(live.image_processor, "image_mean", None)
+    if live.image_processor is None or (isinstance(means, list | tuple) and len(means) not in (1, channels)):
         return Pixels(1 / 255, torch.tensor(0.5), torch.tensor(0.5))
     return _plain_arithmetic(live.image_processor, channels)
 
@@ -283,14 +284,21 @@ def ends_of_pixels(live: LiveModel) -> dict[str, Any]:
     """The shape of images as a model takes them, and what black and white become, channel by channel.
 
     Raises:
-        InputError: the model has no image processor.
+        InputError: the model has no image processor, or one for other images.
     """
     from PIL import Image
 
     if live.image_processor is None:
         raise InputError(f"{live.location}: it has no image processor (preprocessor_config.json), which images need")
     flat = [Image.new(_mode(live), (64, 64), color) for color in ("black", "white")]
-    seen = torch.as_tensor(live.image_processor(images=flat, return_tensors="pt")["pixel_values"]).float()
+    try:
+        seen = torch.as_tensor(live.image_processor(images=flat, return_tensors="pt")["pixel_values"]).float()
+    except ValueError as error:
+        raise InputError(f"{live.location}: its image processor does not fit its images: {error}") from error
+    config: Any = live.model.config
+    channels = getattr(getattr(config, "vision_config", None) or config, "num_channels", 3)
+    if seen.shape[1] != channels:
+        raise InputError(f"{live.location}: its image processor gives {seen.shape[1]} channels, it takes {channels}")
     # Rounded, since versions of the processors differ in the last digits.
     black, white = ([round(x, 3) + 0.0 for x in one.mean((1, 2)).tolist()] for one in seen)
     return {"shape": list(seen.shape[1:]), "black": black, "white": white}

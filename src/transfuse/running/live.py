@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,6 +56,20 @@ class LiveModel:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether it has a decoder beside an encoder."""
+        return "decoder_input_ids" in inspect.signature(self.model.forward).parameters
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens of a text; None: its config does not say."""
+        config: Any = self.model.config
+        found = getattr(getattr(config, "text_config", None) or config, "max_position_embeddings", None)
+        # Of these the first positions start after the padding index.
+        after = 2 if self.config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
+        return None if found is None else int(found) - after
 
     @property
     def dtype(self) -> torch.dtype:

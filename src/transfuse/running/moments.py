@@ -20,7 +20,6 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import InputError
-from ..maps.algebra import DAMAGED
 from ..maps.file import format_of, read_file, write_file
 from .drawn import Drawn
 from .inputs import Prepared, ends_of_pixels
@@ -74,9 +73,11 @@ class Counted:
     def is_sound(self, most: int) -> bool:
         """Whether it is what `of` gives, of numbers below `most`."""
         flat = self.values.ndim == 1 and self.values.shape == self.counts.shape
-        whole = self.values.dtype == self.counts.dtype == torch.int64
+        if not (flat and self.values.dtype == self.counts.dtype == torch.int64):
+            return False
         known = bool(((self.values >= 0) & (self.values < most)).all())
-        return flat and whole and known and bool((self.values.diff() > 0).all() and (self.counts > 0).all())
+        few = float(self.counts.double().sum()) < 2**53
+        return known and few and bool((self.values.diff() > 0).all() and (self.counts > 0).all())
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,11 @@ class Chain:
 
     @classmethod
     def of(cls, ids: Tensor, mask: Tensor, before: Chain | None = None) -> Chain:
-        """Texts (n, t), int64, of which `mask`, bool, says what is a token, beside those that were counted before."""
+        """Texts (n, t), int64, of which `mask`, bool, says what is a token, beside those that were counted before.
+
+        Texts without any token are left out.
+        """
+        ids, mask = ids[mask.any(1)], mask[mask.any(1)]
         length = mask.sum(1)
         rows = torch.arange(len(ids))
         inner = torch.arange(1, ids.shape[1]) < length[:, None] - 1
@@ -139,6 +144,7 @@ class Chain:
         return self.pairs.between(low, high, generator) % _NEXT
 
 
+DAMAGED = "the moments file is damaged"
 _NEXT = 2**32
 _LONGEST = 2**20
 _PARTS = ("lengths", "first", "last", "pairs", "padding")
@@ -164,6 +170,8 @@ class Pictures:
         """
         total = sum(batch["pixel_values"].sum(0, dtype=torch.float64) for batch in batches(inputs))
         assert isinstance(total, Tensor)
+        if not total.isfinite().all():
+            raise InputError("the images have pixels that are no numbers, or are too large")
         mean = total / len(inputs)
         kept = torch.zeros(0, mean.numel(), dtype=torch.float64)
         for batch in batches(inputs):
@@ -208,7 +216,7 @@ class Moments:
         """The moments of inputs that were processed for a model.
 
         Raises:
-            InputError: the model has nothing that makes inputs from data.
+            InputError: the model has nothing that makes inputs from data, or there is nothing in them.
         """
         if inputs.has_images:
             return cls(len(inputs), _form(live, ["pixel_values"]), Pictures.of(inputs))
@@ -220,6 +228,8 @@ class Moments:
                     whole = torch.ones_like(batch[name])
                     chains[name] = Chain.of(batch[name], batch.get(mask, whole).bool(), chains.get(name))
                     masked |= {name} & {n for n, m in _TOKENS.items() if m in batch}
+        if not all(len(one.lengths.values) for one in chains.values()):
+            raise InputError("the texts have no tokens: there is nothing to take moments of")
         return cls(len(inputs), _form(live, list(chains)), chains=chains, masked=tuple(sorted(masked)))
 
     def drawn(self, live: LiveModel, *, count: int, batch_size: int = 64, seed: int = 0) -> Prepared:
@@ -245,6 +255,12 @@ class Moments:
         if self.pictures is not None:
             tensors["pixel_values"] = self.pictures.draw(count, generator)
         for name, chain in self.chains.items():
+            longest = int(chain.lengths.values[-1])
+            if live.positions is not None and longest > live.positions:
+                raise InputError(
+                    f"the moments are of texts of up to {longest} tokens, and {live.location} has positions for "
+                    f"{live.positions}: take them again with this model (transfuse moments)"
+                )
             tensors[name], mask = chain.draw(count, generator)
             if name in self.masked:
                 tensors[_TOKENS[name]] = mask
@@ -277,7 +293,7 @@ class Moments:
         _check_about(path, about)
         try:
             return cls(about["examples"], about["form"], *_rebuilt(tensors, about["form"]), tuple(about["masked"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(f"{path}: {error}: {DAMAGED}") from error
 
 
@@ -287,7 +303,8 @@ def _check_about(path: str | os.PathLike[str], about: Any) -> None:
     for key, kind in (("examples", int), ("form", dict), ("masked", list)):
         if not isinstance(about.get(key), kind):
             raise InputError(f"{path}: {key!r} in its metadata is not {kind.__name__}: {DAMAGED}")
-    if not about["form"] or not set(about["masked"]) <= _TOKENS.keys():
+    known = all(isinstance(one, str) and one in _TOKENS for one in about["masked"])
+    if not about["form"] or not known or isinstance(about["examples"], bool) or about["examples"] < 1:
         raise InputError(f"{path}: its metadata says nothing about inputs: {DAMAGED}")
 
 
@@ -300,7 +317,8 @@ def _rebuilt(tensors: Mapping[str, Tensor], form: Mapping[str, Any]) -> tuple[Pi
                 part: Counted(*(tensors[f"{name}#{part}.{key}"] for key in ("values", "counts"))) for part in _PARTS
             }
             chains[name] = Chain(**parts)
-            if not chains[name].is_sound(int(about["tokens"])):
+            tokens = int(about["tokens"])
+            if not (0 < tokens < _NEXT // 2 and chains[name].is_sound(tokens)):
                 raise ValueError(f"the counts of {name!r} are none of texts")
         else:
             pictures = Pictures(tensors[f"{name}#mean"], tensors[f"{name}#components"])

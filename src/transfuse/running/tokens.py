@@ -103,12 +103,7 @@ def _tokenizer_of(live: LiveModel) -> Any:
 
 def _max_length(live: LiveModel, task: TaskSpec) -> int:
     """As many tokens as the task allows and the model has positions for."""
-    config: Any = live.model.config
-    text = getattr(config, "text_config", None) or config
-    positions = int(getattr(text, "max_position_embeddings", None) or task.max_length)
-    if live.config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= 2  # their positions start after the padding index
-    return min(task.max_length, positions)
+    return min(task.max_length, live.positions or task.max_length)
 
 
 def prompts_of(task: TaskSpec, classes: Sequence[str], live: LiveModel) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ..data.splits import Split, class_names, load_split, no_bars
 from ..data.tasks import LANGUAGE, SEQ2SEQ, ZERO_SHOT, TaskSpec, load_task
 from ..errors import InputError
 from ..options.groups import Data, Inputs, Keep, Run
-from .drawn import generated, has_decoder, synthetic
+from .drawn import generated, synthetic
 from .inputs import Prepared, Source, prepare_rows
 from .live import LiveModel
 from .moments import given_moments
@@ -47,14 +47,19 @@ def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run
     if classes is not None:
         raise InputError("inputs_classes: the inputs are those of a task, which names its classes itself; leave it out")
     if (moments := given_moments(inputs.task)) is not None:
-        return moments.drawn(live, count=inputs.count, seed=run.seed)
+        return with_decoder_inputs(moments.drawn(live, count=inputs.count, seed=run.seed), live, "moments")
     task = load_task(inputs.task)
     where = {"data_dir": data.data_dir, "seed": run.seed, "progress": run.progress}
     found = unlabelled(task, live, count=inputs.count, split=cast(Split, inputs.split), **where)
-    if has_decoder(live) and "decoder_input_ids" not in next(found.batches(1)):
+    return with_decoder_inputs(found, live, f"data set {task.data.path}, as a task of kind {task.kind}")
+
+
+def with_decoder_inputs(found: Prepared, live: LiveModel, what: str) -> Prepared:
+    """The same inputs; InputError if a model's decoder would see nothing. `what` they are, for the message."""
+    if live.has_decoder and "decoder_input_ids" not in next(found.batches(1)):
         raise InputError(
-            f"data set {task.data.path}: as a task of kind {task.kind} it says nothing about what the decoder of "
-            f"{type(live.model).__name__} sees; describe it as one of kind {SEQ2SEQ}, with its targets"
+            f"{what}: it says nothing about what the decoder of {type(live.model).__name__} sees; describe the inputs "
+            f"as a task of kind {SEQ2SEQ}, with its targets"
         )
     return found
 
@@ -84,7 +89,7 @@ def unlabelled(
     blind = task.data.model_copy(update={"label": []})
     rows = load_split(blind, split, data_dir=data_dir, limit=count, seed=seed)
     classes = _classes(task, data_dir)
-    if task.kind == ZERO_SHOT and not classes:
+    if task.kind == ZERO_SHOT and not (classes and hasattr(live.model, "get_text_features")):
         task = task.model_copy(update={"kind": "image-classification"})
     if task.kind not in LANGUAGE:
         rows = _with_any_label(rows, classes or ["unlabelled"])

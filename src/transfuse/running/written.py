@@ -50,6 +50,8 @@ def written_texts(
 def _masks(live: LiveModel, tokens: int) -> Tensor:
     """An empty text (tokens,): masks, and before and behind them what the tokenizer sets there."""
     tokenizer, config = live.tokenizer, cast(Any, live.model.config)
+    if live.has_decoder:
+        raise _unable(live, "it is no encoder alone")
     if not hasattr(config, "vocab_size"):
         raise _unable(live, "it reads no texts (drawn images served better than any made from the models)")
     if tokenizer is None or tokenizer.mask_token_id is None:
@@ -58,6 +60,8 @@ def _masks(live: LiveModel, tokens: int) -> Tensor:
     one = tokenizer(tokenizer.mask_token)["input_ids"]
     place = one.index(tokenizer.mask_token_id)
     before, after = one[:place], one[place + 1 :]
+    if max(one) >= int(config.vocab_size):
+        raise _unable(live, "its tokenizer has special tokens beyond its table")
     return torch.tensor([*before, *[tokenizer.mask_token_id] * (length - len(one) + 1), *after])
 
 
@@ -88,7 +92,10 @@ def _drawn(live: LiveModel, ids: Tensor, places: Tensor, generator: Generator) -
     if logits is None or logits.shape[-1] < int(live.model.config.vocab_size):  # type: ignore[union-attr]
         raise _unable(live, f"its class {type(live.model).__name__} predicts no tokens")
     logits = logits if logits.ndim == 2 else logits[wanted]
-    logits = logits.float().cpu().index_fill(1, torch.tensor(live.tokenizer.all_special_ids), -torch.inf)
+    special = torch.tensor([one for one in live.tokenizer.all_special_ids if one < logits.shape[-1]])
+    logits = logits.float().cpu().index_fill(1, special, -torch.inf)
+    if logits.isnan().any():
+        raise _unable(live, "its scores are no numbers")
     logits[:, len(live.tokenizer) :] = -torch.inf  # rows that only fill up the table
     drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
     # The head's rows come text by text in the order of the places.

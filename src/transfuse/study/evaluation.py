@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from ..data.splits import Split
 from ..data.tasks import TaskSpec, load_task
+from ..errors import InputError
 from ..files.checkpoint import Checkpoint
 from ..options.groups import Keep
 from ..options.requests import EvaluateRequest, FinetuneRequest
@@ -15,7 +16,7 @@ from ..running import scores
 from ..running.device import check_device
 from ..running.inputs import prepare
 from ..running.live import load_live
-from ..running.moments import SUFFIX
+from ..running.moments import SUFFIX, Moments
 from ..running.unlabelled import GENERATED, SYNTHETIC
 from .rehearsal import KeptSpec
 from .train import train, train_spec
@@ -88,6 +89,8 @@ def finetune(
 
 
 def _kept(keep: Keep) -> KeptSpec:
+    if isinstance(keep.task, Moments):
+        raise InputError("keep: moments are given by their file here, so that the report can name them")
     drawn = str(keep.task) in (SYNTHETIC, GENERATED) or Path(str(keep.task)).suffix == SUFFIX
     task = str(keep.task) if drawn else load_task(keep.task)
     return KeptSpec(task=task, count=keep.count, weight=keep.weight)

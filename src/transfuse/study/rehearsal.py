@@ -17,7 +17,7 @@ from ..running.live import LiveModel
 from ..running.moments import SUFFIX
 from ..running.probes import Probe
 from ..running.unlabelled import read_inputs
-from ..update.teachers import answers, has_two_towers
+from ..update.teachers import answers, has_two_towers, need_alike
 from ..update.training import Lesson, orders
 
 
@@ -50,7 +50,7 @@ def rehearsed(
         data_dir: where local data sets lie.
 
     Raises:
-        InputError: see `read_inputs`.
+        InputError: see `read_inputs`; or the model says nothing on them that could be kept.
     """
     asked = Keep(kept.task, count=kept.count, weight=kept.weight)
     inputs = read_inputs(asked, live, Data(data_dir=data_dir), Run(seed=seed))
@@ -59,6 +59,7 @@ def rehearsed(
     student, teacher = (
         answers(one, inputs, scores=towers, features="embedding" if towers else "body") for one in (mine, its)
     )
+    need_alike(student, teacher, inputs, "inputs to keep")
     lesson = Lesson(inputs, student, teacher, kept.weight, views=True)
     order, drawn = (torch.Generator().manual_seed(seed + one) for one in (1, 2))
     steps = orders(len(inputs), batch_size, order)

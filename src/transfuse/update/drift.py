@@ -21,6 +21,9 @@ from .live import live_of
 from .ported import Ported
 from .teachers import answers, has_two_towers
 
+# Looked at: inputs in all, inputs at once, and scores at once, which of a language model are many.
+INPUTS, ROWS, SCORES = 512, 16, 2**22
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -45,22 +48,22 @@ def drift(model: Probe, base: Probe, inputs: Prepared, *, same_head: bool) -> Dr
 
     Args:
         model, base: of the same embeddings or hidden states.
-        inputs: of any kind that both take.
+        inputs: of any kind that both take; `INPUTS` of them are looked at.
         same_head: whether their scores answer the same question.
     """
     features = "embedding" if has_two_towers(base) else "body"
     mine, its = (answers(one, inputs, scores=same_head, features=features) for one in (model, base))
-    sums = dict.fromkeys(("rows", "divergence", "changed", "tokens", "error", "square"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(("rows", "divergence", "changed", "tokens", "error", "square"), 0.0)
     mean: torch.Tensor | float = 0.0
-    for batch in batches(inputs):
+    few = inputs.select(torch.arange(min(len(inputs), INPUTS)))
+    for batch in batches(few, min(few.batch_size, ROWS)):
         here, there = mine(batch), its(batch)
         if here.scores is not None and there.scores is not None and here.scores.shape == there.scores.shape:
-            new, old = (one.scores.double().log_softmax(-1) for one in (here, there) if one.scores is not None)
-            sums["divergence"] += float((old.exp() * (old - new)).sum())
-            sums["changed"] += float((new.argmax(-1) != old.argmax(-1)).sum())
-            sums["rows"] += len(new)
+            step = max(1, SCORES // here.scores.shape[-1])
+            for new, old in zip(here.scores.split(step), there.scores.split(step), strict=True):
+                _add_answers(sums, new, old)
         if here.features is not None and there.features is not None and here.features.shape == there.features.shape:
-            new, old = (one.features.double() for one in (here, there) if one.features is not None)
+            new, old = here.features.double(), there.features.double()
             sums["error"] += float((new - old).square().sum())
             sums["square"] += float(old.square().sum())
             mean = mean + old.sum(0)
@@ -68,6 +71,16 @@ def drift(model: Probe, base: Probe, inputs: Prepared, *, same_head: bool) -> Dr
     rows, tokens = sums["rows"], sums["tokens"]
     spread = sums["square"] - float(torch.as_tensor(mean).square().sum()) / tokens if tokens else 0.0
     return Drift(_share(sums["divergence"], rows), _share(sums["changed"], rows), _share(sums["error"], spread))
+
+
+def _add_answers(sums: dict[str, float], new: torch.Tensor, old: torch.Tensor) -> None:
+    """The divergence of answers (rows, classes), and the rows on which the likeliest is another one."""
+    new, old = (one.double().log_softmax(-1) for one in (new, old))
+    chance = old.exp()
+    # A class that is ruled out by both adds nothing.
+    sums["divergence"] += float((torch.xlogy(chance, chance) - chance * new.masked_fill(chance == 0, 0.0)).sum())
+    sums["changed"] += float((new.argmax(-1) != old.argmax(-1)).sum()) + (math.nan if new.isnan().any() else 0.0)
+    sums["rows"] += len(new)
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -118,7 +118,10 @@ def _run(probe: Probe, batch: Batch, *, with_body: bool) -> tuple[Any, Tensor | 
 
 
 def _body_of(probe: Probe, batch: Batch) -> nn.Module:
-    """The part of a model that has no head: the tower that the inputs are for, if it has any."""
+    """The part of a model that has no head: the tower that the inputs are for, or the decoder, if it has any."""
+    decoder = getattr(probe.module, "decoder", None)
+    if "decoder_input_ids" in batch and isinstance(decoder, nn.Module):
+        return decoder
     tower = getattr(probe.module, "vision_model" if "pixel_values" in batch else "text_model", None)
     return tower if isinstance(tower, nn.Module) else getattr(probe.module, "base_model", probe.module)
 

@@ -11,9 +11,10 @@ from typing import Any, Self
 
 from ...data.splits import Field, model_validator
 from ...data.tasks import TaskSpec
+from ...report.records import AS_IT_IS, KEPT
 from ...running.unlabelled import GENERATED, SYNTHETIC
-from .parts import ModelSpec, Spec
-from .sections import SECTIONS, CarriedSpec, FewShotSpec, InterpolationSpec, Section, TransportSpec, WorthSpec
+from .parts import ORACLE, ModelSpec, Spec
+from .sections import CONTROLS, SECTIONS, CarriedSpec, FewShotSpec, InterpolationSpec, Section, TransportSpec, WorthSpec
 
 
 class Limits(Spec):
@@ -142,6 +143,11 @@ def _refuse_ambiguity(recipe: Recipe) -> None:
         if spec is None:
             continue
         labels = [one.label for one in spec.methods]
+        if isinstance(spec, WorthSpec):
+            labels += [*spec.retrained]
+            taken = {*spec.retrained} & {*CONTROLS, ORACLE} | {*labels} & {KEPT, AS_IT_IS}
+            if taken:
+                raise ValueError(f"{section}: the label {sorted(taken)[0]!r} is taken; give another one")
         if twice := {label for label in labels if labels.count(label) > 1}:
             raise ValueError(f"{section}.methods: {sorted(twice)[0]!r} is there twice; give one a label of its own")
         for one in spec.methods:
