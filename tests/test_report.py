@@ -146,6 +146,7 @@ def test_what_a_port_is_worth_is_its_share_of_the_gap_and_what_it_costs() -> Non
     }
     kept, base = (cells(table(3, "planted", 1), row)["", "share of the gap"] for row in (KEPT, AS_IT_IS))
     assert isinstance(kept, Value) and isinstance(base, Value) and (kept.mean, base.mean) == (100.0, 0.0)
+    assert [row.label for row in table(3, "planted").rows] == [KEPT, AS_IT_IS, "naive", "tied"], "none that is empty"
     scores = cells(table(3, "planted"), KEPT)["eurosat", "support"]
     assert isinstance(scores, Value) and scores.mean == 25.0, "absolute, not a difference"
 

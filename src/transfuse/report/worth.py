@@ -56,7 +56,7 @@ def _scores_table(look: Lookup, plan: SectionPlan) -> Table:
     names = ["task", "support"] if plan.support else ["task"]
     columns = [Column(task, name) for task in plan.tasks for name in names]
     rows = []
-    for line in filter(look.has_records, plan.methods):
+    for line in (one for one in plan.methods if look.find(Worth, row=one.label)):
         cells: dict[tuple[str, str], Cell] = {}
         for task in plan.tasks:
             found = look.find(Worth, task=task, row=line.label)
@@ -70,7 +70,7 @@ def _scores_table(look: Lookup, plan: SectionPlan) -> Table:
 
 def _price_table(look: Lookup, plan: SectionPlan) -> Table:
     rows = []
-    for line in filter(look.has_records, plan.methods):
+    for line in (one for one in plan.methods if look.find(Worth, row=one.label)):
         cells: dict[tuple[str, str], Cell] = {
             ("", "share of the gap"): share_of_gap(look, plan, line.label),
             ("", "support"): support_lost(look, plan, line.label),
@@ -130,17 +130,18 @@ def frontier(looks: list[Lookup], plan: SectionPlan, title: Callable[[Any, Looku
             continue
         look = looks[number]
         title(panel, look)
-        _mark_goal(panel, metric)
         for line in plan.methods:
             share, lost = share_of_gap(look, plan, line.label), support_lost(look, plan, line.label)
             if share is None or lost is None:
                 continue
             drawn += 1
             style = styles[line.label]
-            spread = {"xerr": lost.sd or 0.0, "yerr": share.sd or 0.0, "elinewidth": 0.9}
-            panel.errorbar(
-                lost.mean, share.mean, fmt=style.marker, color=style.colour, markersize=6, label=line.label, **spread
-            )
+            spread = {"xerr": lost.sd or 0.0, "yerr": share.sd or 0.0, "elinewidth": 0.9, "label": line.label}
+            # There are more rows than marks; every other round of them is hollow.
+            fill = style.colour if style.line in ("--", ":") else "white"
+            where = {"fmt": style.marker, "color": style.colour, "markersize": 6, "markerfacecolor": fill}
+            panel.errorbar(lost.mean, share.mean, **where, **spread)
+        _mark_goal(panel, metric)
         panel.set_xlabel(f"support, less the new base's ({'points' if metric.in_points else unit_of(metric)})")
     panels[0].set_ylabel("share of the gap, %")
     add_legend(figure, panels[: len(looks)])
@@ -153,8 +154,8 @@ def frontier(looks: list[Lookup], plan: SectionPlan, title: Callable[[Any, Looku
 
 def _mark_goal(panel: Any, metric: Metric) -> None:
     if metric.in_points:
-        panel.axvspan(GOAL[1], 100, ymin=0, color="#f2f2f2", zorder=0)
-        panel.set_xlim(right=6)
+        panel.set_xlim(right=max(6, panel.get_xlim()[1]))
+        panel.axvspan(GOAL[1], panel.get_xlim()[1], color="#f2f2f2", zorder=0)
     else:
         panel.invert_xaxis()  # a loss: less is better
     panel.axhline(GOAL[0], color="#888888", linewidth=0.8, linestyle="--")
