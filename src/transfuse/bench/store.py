@@ -90,8 +90,9 @@ class ModelStore:
             return where if spec.convert is None else {"format": FORMAT, **where, "convert": stated(spec.convert)}
         own = {key: value for key, value in stated(spec).items() if key not in ("base", "of", "architecture")}
         data = [data_fingerprint(one, self.data_dir) for one in data_specs(spec)]
-        if spec.train is not None and spec.train.keep is not None and Path(str(spec.train.keep.task)).is_file():
-            data.append(_file_hash(Path(str(spec.train.keep.task))))  # moments
+        kept = None if spec.train is None or spec.train.keep is None else spec.train.keep.task
+        if isinstance(kept, str) and Path(kept).is_file():
+            data.append(_file_hash(Path(kept)))  # moments
         needs = [self.key(one, seed) for one in spec.needs]
         return {"format": FORMAT, "spec": own, "needs": needs, "data": data, "device": self.device.split(":")[0]}
 
