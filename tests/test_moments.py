@@ -31,6 +31,7 @@ from tiny_data import (
 from transfuse import InputError
 from transfuse.bench.ports import Ports
 from transfuse.bench.recipes.reading import load_recipe, parse_recipe, plain
+from transfuse.bench.workbench import Recent
 from transfuse.cli.common import app
 from transfuse.data.tasks import TaskSpec
 from transfuse.running.live import LiveModel, load_live
@@ -376,6 +377,9 @@ def test_a_recipe_keeps_by_moments(folder: Path) -> None:
         parse_recipe(content)
     task = image_task(folder / "images")
     about = SimpleNamespace(recipe=SimpleNamespace(tasks={"cifar10": task}), settings=SimpleNamespace(data_dir=None))
-    ports = SimpleNamespace(bench=about, seed=0, paths=("", str(folder / "vit")), _about=lambda _: task)
-    keep = Ports._keep(cast(Any, ports), method)
+    ports = SimpleNamespace(
+        bench=about, seed=0, paths=("", str(folder / "vit")), _about=lambda _: task, _moments=Recent(1)
+    )
+    keep, again = (Ports._keep(cast(Any, ports), method) for _ in range(2))
+    assert keep.task is again.task, "taken once for all rows"
     assert isinstance(keep.task, Moments) and (keep.task.examples, keep.count, keep.weight) == (27, 2048, 1.0)

@@ -124,7 +124,7 @@ def test_a_request_is_changed_over_what_it_has() -> None:
 
 @pytest.mark.parametrize("cls", REQUESTS)
 def test_flat_names_are_unique_and_rebuild_the_request(cls: type[Request]) -> None:
-    needed = {"shots": 4, "per_class": 5, "out": "folder"}
+    needed = {"shots": 4, "per_class": 5, "out": "folder", "inputs": "task.yaml"}
     required = {n: needed[n] for n, (_, _, one) in cls.declared().items() if one.default is REQUIRED}
     request = cls.of(**required)
     names = [name for _, asked in cls.groups().values() for name in asked]

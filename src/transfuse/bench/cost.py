@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class _Watch:
 
 def _resident() -> int | None:
     try:
-        return int(_STATM.read_text(encoding="ascii").split()[1]) * 4096
+        return int(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None  # no Linux
 

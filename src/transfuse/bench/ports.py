@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from .._version import __version__
@@ -19,7 +20,7 @@ from ..porting.port import port
 from ..porting.run import PortResult
 from ..report.records import Record, Scores
 from ..running.live import LiveModel
-from ..running.unlabelled import GENERATED, SYNTHETIC
+from ..running.unlabelled import SYNTHETIC, WITHOUT_DATA
 from ..study.sweep import support_state
 from ..update.live import live_of
 from ..update.ported import Ported
@@ -28,7 +29,7 @@ from .cost import Cost, costed
 from .recipes.parts import ORACLE, MethodSpec
 from .recipes.reading import stated
 from .recipes.sections import CarriedSpec
-from .workbench import Workbench
+from .workbench import Recent, Workbench
 
 FORMAT = 2  # raised when what a record holds means something else
 DRAWN = 2  # raised when synthetic inputs are drawn otherwise
@@ -61,6 +62,7 @@ class Ports:
         self.aligned: dict[str, Aligned] = {}
         self._last: tuple[tuple[str, str], PortResult, Cost] | None = None
         self._lives: dict[str, LiveModel] = {}
+        self._moments = Recent(2)
 
     def ported(self, spec: CarriedSpec, task: str, method: MethodSpec) -> PortResult:
         """The port, its tensors held; the last one is kept, since its measurements follow each other."""
@@ -102,12 +104,14 @@ class Ports:
             return Keep()
         task = self._about(wanted.task)
         if wanted.moments:
+            key = (wanted.task, wanted.count)
             where = {"data_dir": self.bench.settings.data_dir, "seed": self.seed}
-            task = moments(self.paths[1], inputs=task, inputs_count=wanted.count, **where)
+            made = partial(moments, self.paths[1], inputs=task, inputs_count=wanted.count, **where)
+            task = self._moments.get_or(key, made)
         return Keep(task, count=wanted.count, weight=wanted.weight)
 
     def _about(self, task: str) -> Any:
-        return task if task in (SYNTHETIC, GENERATED) else self.bench.recipe.tasks[task]
+        return task if task in WITHOUT_DATA else self.bench.recipe.tasks[task]
 
     def live(self, result: PortResult) -> LiveModel:
         """The class of the ported model with its processors; its weights do not matter, so one serves all methods."""
@@ -154,7 +158,7 @@ class Ports:
         return about
 
     def _depends_on(self, task: str | None) -> Any:
-        if task in (SYNTHETIC, GENERATED):
+        if task in WITHOUT_DATA:
             return DRAWN
         return None if task is None else self.bench.task_depends_on(task)
 

@@ -23,7 +23,7 @@ from, where the data themselves are not at hand."""
     """,
 )
 @click.argument("model")
-@options_of(MomentsRequest, required=("inputs", "out"))
+@options_of(MomentsRequest, required=("out",))
 def moments(model: str, request: MomentsRequest, as_json: bool) -> None:
     from ..porting.moments import moments as run
 

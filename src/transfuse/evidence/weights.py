@@ -20,7 +20,6 @@ from ..models.folding import NO_FOLDING, Folding
 from ..models.model import Models
 from ..models.products import Products
 from ..models.sums import dot
-from ..spaces.axes import Axes
 from ..spaces.layout import Layout, part_of, tower_of
 
 Reader = Callable[[str], Tensor]
@@ -96,11 +95,14 @@ class WeightEvidence:
                 total += self._cross_of(name, space, maps, rows)
         return total if rows else total + self._fixed_cross(space)
 
-    def rows(self, name: str, space: str, *choices: SpaceMaps) -> Iterator[tuple[bool, Tensor, list[Tensor]]]:
+    def rows(
+        self, name: str, space: str, *choices: SpaceMaps, outputs: bool = False
+    ) -> Iterator[tuple[bool, Tensor, list[Tensor]]]:
         """What a tensor, read once, says of the units of a space.
 
         Args:
             choices: maps of the other spaces, each of which gives source's rows once.
+            outputs: only axes that are outputs.
 
         Yields:
             Of every part of an axis that is of the space: whether the axis is an input, target's rows, and source's for
@@ -109,9 +111,11 @@ class WeightEvidence:
         axes = self.layout.params[name]
         target, source = self._pair(name)
         for dim, axis in enumerate(axes.dims or ()):
+            if (outputs and dim in axes.inputs) or all(part.space != space for part in axis.parts):
+                continue
+            moved = [target, *(transport(source, axes, maps, skip=dim) for maps in choices)]
             for part, start, length in part_slices(axis, target.shape[dim], self.sizes):
                 if part.space == space:
-                    moved = [target, *(transport(source, axes, maps, skip=dim) for maps in choices)]
                     rows = [_unfold(one.narrow(dim, start, length), dim) for one in moved]
                     yield dim in axes.inputs, rows[0], rows[1:]
 
@@ -119,16 +123,9 @@ class WeightEvidence:
         """Squared norms, (size,) float64 each, of the rows that `cross(rows=True)` multiplies: of target, of source."""
         totals = [torch.zeros(self.sizes[space], dtype=torch.float64, device=self.device) for _ in range(2)]
         for name in self.holders(space):
-            axes = self.layout.params[name]
-            target, source = self._pair(name)
-            for dim, axis in enumerate(axes.dims or ()):
-                if dim in axes.inputs:
-                    continue
-                for side, tensor in enumerate((target, transport(source, axes, maps, skip=dim))):
-                    for part, start, length in part_slices(axis, target.shape[dim], self.sizes):
-                        if part.space == space:
-                            rows = _unfold(tensor.narrow(dim, start, length), dim)
-                            totals[side] += rows.double().square().sum(1)
+            for _, target, (source,) in self.rows(name, space, maps, outputs=True):
+                for total, rows in zip(totals, (target, source), strict=True):
+                    total += rows.double().square().sum(1)
         return totals[0], totals[1]
 
     def _fixed_cross(self, space: str) -> Tensor:
@@ -180,40 +177,20 @@ class WeightEvidence:
             output: whether the output projection's blocks count too (the paper takes q, k and v).
         """
         target, source = [], []
+        heads = self.layout.spaces[space].heads or 1
         for name in self.holders(space):
             axes = self.layout.params[name]
             if axes.dims is None or len(axes.dims) < 2:
                 continue
-            for pair in self._blocks(name, axes, space, output=output):
-                target.append(torch.linalg.svdvals(pair[0]))
-                source.append(torch.linalg.svdvals(pair[1]))
+            for _, left, (right,) in self.rows(name, space, {}, outputs=not output):
+                for found, rows in ((target, left), (source, right)):
+                    found.append(torch.linalg.svdvals(rows.double().unflatten(0, (heads, -1))))
         return target, source
 
-    def _blocks(self, name: str, axes: Axes, space: str, *, output: bool) -> list[list[Tensor]]:
-        heads = self.layout.spaces[space].heads or 1
-        found = []
-        for dim, axis in enumerate(axes.dims or ()):
-            if dim in axes.inputs and not output:
-                continue
-            pair = self._pair(name)
-            for part, start, length in part_slices(axis, pair[0].shape[dim], self.sizes):
-                if part.space == space:
-                    rows = [_unfold(t.narrow(dim, start, length), dim) for t in pair]
-                    found.append([t.double().unflatten(0, (heads, -1)) for t in rows])
-        return found
-
     def _cross_of(self, name: str, space: str, maps: SpaceMaps, rows: bool) -> Tensor:
-        axes = self.layout.params[name]
-        target, source = self._pair(name)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for dim, axis in enumerate(axes.dims or ()):
-            if (rows and dim in axes.inputs) or all(part.space != space for part in axis.parts):
-                continue
-            moved = transport(source, axes, maps, skip=dim)
-            for part, start, length in part_slices(axis, target.shape[dim], self.sizes):
-                if part.space == space:
-                    left, right = (_unfold(t.narrow(dim, start, length), dim) for t in (target, moved))
-                    total = total + (left @ right.T).double()
+        for _, target, (source,) in self.rows(name, space, maps, outputs=rows):
+            total = total + (target @ source.T).double()
         return total
 
     def _pair(self, name: str) -> tuple[Tensor, Tensor]:

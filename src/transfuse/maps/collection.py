@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import InputError
 from .algebra import DAMAGED, Map, map_from_tensors
-from .file import check_file, format_of, read_file, write_file
+from .file import format_of, read_file, write_file
 
 FORMAT_VERSION = 1
 _KEY = "transfuse_maps"
@@ -120,15 +119,6 @@ def _checked_about(path: str | os.PathLike[str], about: Any) -> dict[str, Any]:
         if about[key] not in known:
             raise InputError(f"{path}: {key!r} is {about[key]!r}, none of {', '.join(known)}: {DAMAGED}")
     return about
-
-
-def check_maps_output(path: Path, *, force: bool) -> None:
-    """Refuses a place for a maps file before any work is done.
-
-    Raises:
-        InputError: the folder is missing; the file exists (and not `force`), or is something else than maps.
-    """
-    check_file(path, force=force, load=Maps.load)
 
 
 def _rebuild(path: str | os.PathLike[str], name: str, kind: Any, tensors: Mapping[str, Tensor]) -> Map:

@@ -3,7 +3,8 @@
 The rules come from measurements (docs/benchmarks.md, "Which method auto takes"):
 
 1. Unlabelled inputs are given: functional, which carries nine tenths of a task in seconds; with inputs to keep:
-   two-teachers, which carried the most of those that keep what a better release is better at.
+   two-teachers, which carried the most of those that keep what a better release is better at on small models (on a
+   real encoder functional with the same inputs did; there is no rule yet that tells them apart).
 2. None are given and the bases nearly agree, as they are or after matching: naive, or the maps that were found.
 3. They do not: functional on drawn inputs, or on texts that target writes where it is a masked language model, and a
    warning, since real ones serve better. That was better than any method by weights from the point on where the release
@@ -86,7 +87,8 @@ def choose(models: Models, request: PortRequest) -> Choice:
         return Choice(
             "two-teachers",
             "Inputs of the task and inputs to keep are given, so target is trained to do what the fine-tune does on "
-            "the former and what it does itself on the latter. No closed form kept as much of both.",
+            "the former and what it does itself on the latter. On small models that kept more of both than a closed "
+            "form; a large one may be served as well by functional, which is faster.",
             inputs,
         )
     if inputs.given and runs:
@@ -189,8 +191,8 @@ def _writes(models: Models) -> bool:
     checkpoint = models.target.checkpoint
     try:
         built = of_checkpoint(checkpoint, probe_of(models, "target", "cpu").module, checkpoint.config)
-        written_texts(built, count=1, tokens=8)
-        load_live(checkpoint)
+        written_texts(built, count=1, tokens=8)  # most models cannot, and are not read for that
+        load_live(checkpoint)  # which insists on a head that was trained
     except InputError:
         return False
     return True

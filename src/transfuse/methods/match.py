@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..maps.collection import Maps, check_maps_output
+from ..maps.collection import Maps
+from ..maps.file import check_file
 from ..models.model import ModelLike, Models
 from ..models.opening import open_models
 from ..models.passes import ASCENT
@@ -47,7 +48,7 @@ def match_bases(source: ModelLike, target: ModelLike, asked: MatchRequest) -> tu
     check_device(asked.run.device)
     row, out = method_for_maps(asked.match.method), asked.output.out
     if out is not None:
-        check_maps_output(out, force=asked.output.force)
+        check_file(out, force=asked.output.force, load=Maps.load)
     opening = asked.opening
     models = open_models(source, target, family=opening.family, config=opening.config, need_layout=row.needs_layout)
     prepared = open_inputs(models, row, asked.inputs, asked.data, asked.run).task

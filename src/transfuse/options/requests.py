@@ -44,7 +44,12 @@ class MomentsRequest(Request):
     output: groups.Output = group(groups.Output, leave=("dry_run",), out={"help": "The file to write."})
     inputs: groups.Inputs = group(
         groups.Inputs,
-        inputs={"help": "Generic unlabelled inputs: the data of a task (YAML or JSON).", "metavar": "TASK"},
+        leave=("classes",),
+        inputs={
+            "default": REQUIRED,
+            "help": "Generic unlabelled inputs: the data of a task (YAML or JSON).",
+            "metavar": "TASK",
+        },
         inputs_count={"default": 2048},
     )
     data: groups.Data = group(groups.Data, leave=("limit", "split"))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ..data.splits import Split
-from ..data.tasks import TaskSpec, load_task
 from ..errors import InputError
 from ..files.checkpoint import Checkpoint
 from ..maps.file import check_file
 from ..options.requests import MomentsRequest
 from ..running.live import load_live
-from ..running.moments import SUFFIX, Moments
-from ..running.unlabelled import GENERATED, SYNTHETIC, unlabelled, with_decoder_inputs
+from ..running.moments import SUFFIX, Moments, given_moments
+from ..running.unlabelled import WITHOUT_DATA, read_inputs
 
 
 def moments(
@@ -38,18 +35,14 @@ def moments(
     """
     asked = MomentsRequest.asked(request, options)
     out, inputs = asked.output.out, asked.inputs
-    if not isinstance(inputs.task, TaskSpec | str | Path) or str(inputs.task) in (SYNTHETIC, GENERATED):
-        raise InputError("moments are taken of the data of a task: give one (inputs, --inputs)")
-    if inputs.classes is not None:
-        raise InputError("inputs_classes: moments have no prompts; leave it out")
+    if inputs.task in WITHOUT_DATA or given_moments(inputs.task) is not None:
+        raise InputError("moments are taken of the data of a task, not of drawn inputs")
     if out is not None:
         if out.suffix != SUFFIX:
             raise InputError(f"{out}: moments are known by their file's name; let it end in {SUFFIX}")
         check_file(out, force=asked.output.force, load=Moments.load)
-    where = {"data_dir": asked.data.data_dir, "seed": asked.run.seed, "progress": asked.run.progress}
     live = load_live(model)
-    rows = unlabelled(load_task(inputs.task), live, count=inputs.count, split=cast(Split, inputs.split), **where)
-    found = Moments.of(with_decoder_inputs(rows, live, "moments"), live)
+    found = Moments.of(read_inputs(inputs, live, asked.data, asked.run), live)
     if out is not None:
         found.save(out)
     return found

@@ -59,11 +59,10 @@ def synthetic(live: LiveModel, *, count: int = 512, tokens: int = 64, batch_size
     vision = getattr(config, "vision_config", None) or (config if hasattr(config, "patch_size") else None)
     source: Source
     if vision is not None:
-        channels = int(getattr(vision, "num_channels", 3))
-        images = drawn_images(count, channels, _size(vision.image_size), generator)
-        source = _DrawnImages(images, pixels_of(live, channels))
+        images = drawn_images(count, live.channels, _size(vision.image_size), generator)
+        source = _DrawnImages(images, pixels_of(live))
     elif hasattr(config, "vocab_size"):
-        length = min(tokens, int(getattr(config, "max_position_embeddings", tokens + 2)) - 2)
+        length = min(tokens, live.positions or tokens)
         ids = torch.randint(2, int(config.vocab_size), (count, length), generator=generator)
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if live.has_decoder:

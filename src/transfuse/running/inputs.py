@@ -254,12 +254,12 @@ def _loader(rows: Dataset, live: LiveModel) -> tuple[Callable[[Sequence[int]], T
     return load, plain
 
 
-def pixels_of(live: LiveModel, channels: int) -> Pixels:
+def pixels_of(live: LiveModel) -> Pixels:
     """How bytes become inputs of a model; without an image processor for as many channels between -1 and 1."""
     means = getattr(live.image_processor, "image_mean", None)
-    if live.image_processor is None or (isinstance(means, list | tuple) and len(means) not in (1, channels)):
+    if live.image_processor is None or (isinstance(means, list | tuple) and len(means) not in (1, live.channels)):
         return Pixels(1 / 255, torch.tensor(0.5), torch.tensor(0.5))
-    return _plain_arithmetic(live.image_processor, channels)
+    return _plain_arithmetic(live.image_processor, live.channels)
 
 
 def _plain_arithmetic(process: Any, channels: int) -> Pixels:
@@ -295,16 +295,14 @@ def ends_of_pixels(live: LiveModel) -> dict[str, Any]:
         seen = torch.as_tensor(live.image_processor(images=flat, return_tensors="pt")["pixel_values"]).float()
     except ValueError as error:
         raise InputError(f"{live.location}: its image processor does not fit its images: {error}") from error
-    config: Any = live.model.config
-    channels = getattr(getattr(config, "vision_config", None) or config, "num_channels", 3)
-    if seen.shape[1] != channels:
-        raise InputError(f"{live.location}: its image processor gives {seen.shape[1]} channels, it takes {channels}")
+    if seen.shape[1] != live.channels:
+        raise InputError(
+            f"{live.location}: its image processor gives {seen.shape[1]} channels, it takes {live.channels}"
+        )
     # Rounded, since versions of the processors differ in the last digits.
     black, white = ([round(x, 3) + 0.0 for x in one.mean((1, 2)).tolist()] for one in seen)
     return {"shape": list(seen.shape[1:]), "black": black, "white": white}
 
 
 def _mode(live: LiveModel) -> str:
-    config: Any = live.model.config
-    vision = getattr(config, "vision_config", None) or config
-    return "L" if getattr(vision, "num_channels", 3) == 1 else "RGB"
+    return "L" if live.channels == 1 else "RGB"

@@ -63,6 +63,12 @@ class LiveModel:
         return "decoder_input_ids" in inspect.signature(self.model.forward).parameters
 
     @property
+    def channels(self) -> int:
+        """Of the images that it takes; 3 if its config does not say."""
+        config: Any = self.model.config
+        return int(getattr(getattr(config, "vision_config", None) or config, "num_channels", 3))
+
+    @property
     def positions(self) -> int | None:
         """Most tokens of a text; None: its config does not say."""
         config: Any = self.model.config

@@ -122,9 +122,14 @@ def _zero_shot_logits(live: LiveModel, task: TaskSpec, batch: Batch, params: Par
     return scale.exp() * features @ prototypes.T  # type: ignore[operator]
 
 
+def has_two_towers(model: nn.Module) -> bool:
+    """Whether it is a CLIP or a SigLIP, whose embeddings are compared with those of the other tower."""
+    return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+
+
 def check_zero_shot(live: LiveModel) -> None:
     """Raises InputError for a model that has not both towers."""
-    if not all(hasattr(live.model, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
+    if not (has_two_towers(live.model) and hasattr(live.model, "logit_scale")):
         kind = type(live.model).__name__
         raise InputError(
             f"{live.location}: the class {kind} has no image and text tower; zero-shot tasks need CLIP or SigLIP"

@@ -18,10 +18,11 @@ from .drawn import generated, synthetic
 from .inputs import Prepared, Source, prepare_rows
 from .live import LiveModel
 from .moments import given_moments
-from .scores import check_zero_shot, shifted
+from .scores import check_zero_shot, has_two_towers, shifted
 from .tokens import Batch, prompts_of
 
 SYNTHETIC, GENERATED = "synthetic", "generated"
+WITHOUT_DATA = (SYNTHETIC, GENERATED)
 
 
 def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run: Run = Run()) -> Prepared:
@@ -38,7 +39,7 @@ def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run
             model; or classes are named that nothing would be done with.
     """
     classes = inputs.classes if isinstance(inputs, Inputs) else None
-    if inputs.task in (SYNTHETIC, GENERATED):
+    if inputs.task in WITHOUT_DATA:
         if inputs.task == SYNTHETIC:
             found = synthetic(live, count=inputs.count, seed=run.seed)
         else:
@@ -47,14 +48,14 @@ def read_inputs(inputs: Inputs | Keep, live: LiveModel, data: Data = Data(), run
     if classes is not None:
         raise InputError("inputs_classes: the inputs are those of a task, which names its classes itself; leave it out")
     if (moments := given_moments(inputs.task)) is not None:
-        return with_decoder_inputs(moments.drawn(live, count=inputs.count, seed=run.seed), live, "moments")
+        return _with_decoder_inputs(moments.drawn(live, count=inputs.count, seed=run.seed), live, "moments")
     task = load_task(inputs.task)
     where = {"data_dir": data.data_dir, "seed": run.seed, "progress": run.progress}
     found = unlabelled(task, live, count=inputs.count, split=cast(Split, inputs.split), **where)
-    return with_decoder_inputs(found, live, f"data set {task.data.path}, as a task of kind {task.kind}")
+    return _with_decoder_inputs(found, live, f"data set {task.data.path}, as a task of kind {task.kind}")
 
 
-def with_decoder_inputs(found: Prepared, live: LiveModel, what: str) -> Prepared:
+def _with_decoder_inputs(found: Prepared, live: LiveModel, what: str) -> Prepared:
     """The same inputs; InputError if a model's decoder would see nothing. `what` they are, for the message."""
     if live.has_decoder and "decoder_input_ids" not in next(found.batches(1)):
         raise InputError(
@@ -89,7 +90,7 @@ def unlabelled(
     blind = task.data.model_copy(update={"label": []})
     rows = load_split(blind, split, data_dir=data_dir, limit=count, seed=seed)
     classes = _classes(task, data_dir)
-    if task.kind == ZERO_SHOT and not (classes and hasattr(live.model, "get_text_features")):
+    if task.kind == ZERO_SHOT and not (classes and has_two_towers(live.model)):
         task = task.model_copy(update={"kind": "image-classification"})
     if task.kind not in LANGUAGE:
         rows = _with_any_label(rows, classes or ["unlabelled"])

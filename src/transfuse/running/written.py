@@ -56,7 +56,7 @@ def _masks(live: LiveModel, tokens: int) -> Tensor:
         raise _unable(live, "it reads no texts (drawn images served better than any made from the models)")
     if tokenizer is None or tokenizer.mask_token_id is None:
         raise _unable(live, "it has no tokenizer with a mask")
-    length = min(tokens, int(getattr(config, "max_position_embeddings", tokens + 2)) - 2)
+    length = min(tokens, live.positions or tokens)
     one = tokenizer(tokenizer.mask_token)["input_ids"]
     place = one.index(tokenizer.mask_token_id)
     before, after = one[:place], one[place + 1 :]

@@ -17,7 +17,7 @@ from ..running.device import check_device
 from ..running.inputs import prepare
 from ..running.live import load_live
 from ..running.moments import SUFFIX, Moments
-from ..running.unlabelled import GENERATED, SYNTHETIC
+from ..running.unlabelled import WITHOUT_DATA
 from .rehearsal import KeptSpec
 from .train import train, train_spec
 
@@ -91,6 +91,6 @@ def finetune(
 def _kept(keep: Keep) -> KeptSpec:
     if isinstance(keep.task, Moments):
         raise InputError("keep: moments are given by their file here, so that the report can name them")
-    drawn = str(keep.task) in (SYNTHETIC, GENERATED) or Path(str(keep.task)).suffix == SUFFIX
+    drawn = str(keep.task) in WITHOUT_DATA or Path(str(keep.task)).suffix == SUFFIX
     task = str(keep.task) if drawn else load_task(keep.task)
     return KeptSpec(task=task, count=keep.count, weight=keep.weight)

@@ -17,8 +17,8 @@ from ..running.live import LiveModel
 from ..running.moments import SUFFIX
 from ..running.probes import Probe
 from ..running.unlabelled import read_inputs
-from ..update.teachers import answers, has_two_towers, need_alike
-from ..update.training import Lesson, orders
+from ..update.lessons import kept as kept_lesson
+from ..update.training import orders
 
 
 class KeptSpec(BaseModel):
@@ -55,12 +55,7 @@ def rehearsed(
     asked = Keep(kept.task, count=kept.count, weight=kept.weight)
     inputs = read_inputs(asked, live, Data(data_dir=data_dir), Run(seed=seed))
     mine, its = (Probe(one, {}, {}) for one in (live.model, copy.deepcopy(live.model).eval()))
-    towers = has_two_towers(mine)
-    student, teacher = (
-        answers(one, inputs, scores=towers, features="embedding" if towers else "body") for one in (mine, its)
-    )
-    need_alike(student, teacher, inputs, "inputs to keep")
-    lesson = Lesson(inputs, student, teacher, kept.weight, views=True)
+    lesson = kept_lesson(inputs, mine, its, weight=kept.weight, views=True)
     order, drawn = (torch.Generator().manual_seed(seed + one) for one in (1, 2))
     steps = orders(len(inputs), batch_size, order)
     return lambda: lesson.loss(next(steps), drawn)

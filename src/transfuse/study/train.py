@@ -31,6 +31,7 @@ from ..running.building import TEXT_CLASSIFIER
 from ..running.inputs import Batch, Prepared, prepare
 from ..running.live import LiveModel, load_class, load_live, of_checkpoint
 from ..running.scores import Scores, evaluate, loss_of, prepared_for, score_dict
+from ..update.training import orders
 from .initial import InitSpec, TokenizerSpec, initialise, save
 from .rehearsal import KeptSpec, rehearsed
 
@@ -284,7 +285,7 @@ def fit(
     losses: list[Tensor] = []
     bar = tqdm(range(steps), desc="training", unit="step", disable=not progress)
     with _training(live, spec.seed):
-        for step, index in zip(bar, _orders(len(rows), size, generator), strict=False):
+        for step, index in zip(bar, orders(len(rows), size, generator), strict=False):
             batch = _augmented(rows.batch(index, generator), spec.augment, generator)
             loss = loss_of(live, spec.task, batch)
             optimizer.zero_grad()
@@ -346,12 +347,6 @@ def _optimizer(trained: Mapping[str, nn.Parameter], spec: TrainSpec) -> torch.op
 def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def _orders(count: int, size: int, generator: Generator) -> Iterator[Tensor]:
-    """Batches of row positions without end: a new order each epoch, without the part of a batch that remains."""
-    while True:
-        yield from torch.randperm(count, generator=generator)[: count // size * size].split(size)
 
 
 @contextmanager

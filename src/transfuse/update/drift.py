@@ -1,8 +1,8 @@
-"""How far a port has moved from the new base, on inputs: what was forgotten goes by that, before anybody measures it.
+"""How far a port has moved from the new base, on inputs.
 
-On a fine-tune's own inputs the divergence of its answers from those of its base says how much of everything else is
-lost (Shenfeld et al. 2025, 2509.04259, for language models that are trained); docs/benchmarks.md has whether it does
-so for ports.
+Of language models that are fine-tuned, the divergence from the base on the task's own inputs says how much of
+everything else is lost (Shenfeld et al. 2025, 2509.04259). Of ports it does not; that on inputs to keep does
+(docs/benchmarks.md, "What predicts the loss?").
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from ..running.given import Unlabelled
 from ..running.inputs import Prepared
 from ..running.instances import let_go, probe_of
 from ..running.probes import Probe, batches, probe_of_live
+from ..running.scores import has_two_towers
 from .live import live_of
 from .ported import Ported
-from .teachers import answers, has_two_towers
+from .teachers import answers
 
 # Looked at: inputs in all, inputs at once, and scores at once, which of a language model are many.
 INPUTS, ROWS, SCORES = 512, 16, 2**22
@@ -51,7 +52,7 @@ def drift(model: Probe, base: Probe, inputs: Prepared, *, same_head: bool) -> Dr
         inputs: of any kind that both take; `INPUTS` of them are looked at.
         same_head: whether their scores answer the same question.
     """
-    features = "embedding" if has_two_towers(base) else "body"
+    features = "embedding" if has_two_towers(base.module) else "body"
     mine, its = (answers(one, inputs, scores=same_head, features=features) for one in (model, base))
     sums: dict[str, float] = dict.fromkeys(("rows", "divergence", "changed", "tokens", "error", "square"), 0.0)
     mean: torch.Tensor | float = 0.0
@@ -99,7 +100,7 @@ def drift_of(ported: Ported, inputs: Unlabelled, device: str) -> dict[str, Any]:
     base = probe_of(ported.models, "target", device)
     live = live_of(ported, ported.state(), device=device, dtype=next(base.module.parameters()).dtype)
     model = probe_of_live(live, ported.models.layout)
-    same_head = has_two_towers(base) or not ported.carried
+    same_head = has_two_towers(base.module) or not ported.carried
     found = {
         name: asdict(drift(model, base, one, same_head=same_head)) for name, one in given.items() if one is not None
     }

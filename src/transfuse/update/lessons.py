@@ -10,9 +10,10 @@ from ..running.given import Unlabelled
 from ..running.inputs import Prepared
 from ..running.instances import probe_of
 from ..running.probes import Probe
+from ..running.scores import has_two_towers
 from .functional import let_go_of_student, same_other_tower, student_and_tuned
 from .ported import Ported
-from .teachers import answers, has_two_towers, mixed, need_alike
+from .teachers import answers, mixed, need_alike
 from .training import Lesson, TrainOptions, train_on
 from .transported import Fitted
 
@@ -65,15 +66,15 @@ def train_port(
     if options.bases:
         source, target = (probe_of(start.models, role, device) for role in ("source", "target"))
         # A head that comes along answers other questions than those of the bases, as many as they may be.
-        speak = has_two_towers(student) or not start.carried
+        speak = has_two_towers(student.module) or not start.carried
         lessons = [_change(task, options, student, (source, target, tuned), speak=speak)]
     else:
         mine, its = (answers(one, task) for one in (student, tuned))
         lessons = [Lesson(task, mine, its, views=options.views, mix=options.views)]
     need_alike(lessons[0].student, lessons[0].teacher, task, "inputs of the task")
     if keep is not None:
-        lessons.append(_kept(inputs, keep, options, student, probe_of(start.models, "target", device)))
-        need_alike(lessons[1].student, lessons[1].teacher, keep, "inputs to keep")
+        target = probe_of(start.models, "target", device)
+        lessons.append(kept(keep, student, target, weight=inputs.keep_weight, views=options.views))
     found = train_on(student, lessons, options, still=still, progress=progress)
     let_go_of_student(start, student)
     return Fitted(start.models.target, found, start.update)
@@ -85,7 +86,7 @@ def _change(
     """What tuned teaches, beside what target says where the bases speak; `speak`: whether they can."""
     source, target, _ = others
     tower = "vi" if task.has_images else "text"
-    alike = options.features and has_two_towers(student) and same_other_tower(source, target, tower)
+    alike = options.features and has_two_towers(student.module) and same_other_tower(source, target, tower)
     features = "embedding" if alike else "none"
     mine, old, new, its = (answers(one, task, features=features) for one in (student, *others))
     teacher, share = mixed(old, new, its, task) if speak else (its, 0.0)
@@ -93,9 +94,19 @@ def _change(
     return Lesson(task, mine, teacher, views=options.views, mix=options.views)
 
 
-def _kept(inputs: Unlabelled, keep: Prepared, options: TeachOptions, student: Probe, target: Probe) -> Lesson:
-    """What target teaches: what its users see or, where the student has another head, what its body gives."""
-    towers = has_two_towers(student) and has_two_towers(target)
+def kept(inputs: Prepared, student: Probe, target: Probe, *, weight: float, views: bool) -> Lesson:
+    """What a model teaches that shall stay: what its users see or, where the student has another head, its body.
+
+    Args:
+        inputs: generic ones.
+        student, target: the model that is trained, and the one as it was.
+        weight, views: see `Lesson`.
+
+    Raises:
+        InputError: the two say nothing on them that could be compared.
+    """
+    towers = has_two_towers(student.module) and has_two_towers(target.module)
     features = "embedding" if towers else "body"
-    mine, its = (answers(one, keep, scores=towers, features=features) for one in (student, target))
-    return Lesson(keep, mine, its, inputs.keep_weight, views=options.views)
+    mine, its = (answers(one, inputs, scores=towers, features=features) for one in (student, target))
+    need_alike(mine, its, inputs, "inputs to keep")
+    return Lesson(inputs, mine, its, weight, views=views)

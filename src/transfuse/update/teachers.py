@@ -23,7 +23,7 @@ from torch.nn import functional
 from ..errors import InputError
 from ..running.inputs import Prepared
 from ..running.probes import Probe, batches, rows_of
-from ..running.scores import pooled
+from ..running.scores import has_two_towers, pooled
 from ..running.tokens import Batch
 
 # A smaller share is what scores that have nothing in common have by chance.
@@ -82,7 +82,7 @@ def answers(probe: Probe, inputs: Prepared, *, scores: bool = True, features: Fe
 
     def ask(batch: Batch) -> Answer:
         found, hidden = _run(probe, batch, with_body=features == "body")
-        if not has_two_towers(probe):
+        if not has_two_towers(probe.module):
             logits = getattr(found, "logits", None) if scores else None
             return Answer(None if logits is None else rows_of(logits, _mask(batch)), hidden)
         embedding = functional.normalize(pooled(found), dim=-1)
@@ -93,14 +93,9 @@ def answers(probe: Probe, inputs: Prepared, *, scores: bool = True, features: Fe
     return ask
 
 
-def has_two_towers(probe: Probe) -> bool:
-    """Whether it is a CLIP or a SigLIP, whose embeddings are compared with those of the other tower."""
-    return hasattr(probe.module, "get_image_features") and hasattr(probe.module, "get_text_features")
-
-
 def says_something(probe: Probe) -> bool:
     """Whether it can teach: by a head, as all classes of transformers "For..." something have, or by embeddings."""
-    return has_two_towers(probe) or "For" in type(probe.module).__name__
+    return has_two_towers(probe.module) or "For" in type(probe.module).__name__
 
 
 def _run(probe: Probe, batch: Batch, *, with_body: bool) -> tuple[Any, Tensor | None]:

@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...methods.table import METHODS, Method
 from ...options.groups import AUTO
 from ...options.requests import MethodRequest
-from ...running.unlabelled import GENERATED, SYNTHETIC
+from ...running.unlabelled import WITHOUT_DATA
 from ...study.train import InitSpec, TrainSpec
 
 FINE_TUNING = "fine-tuning"
@@ -131,7 +131,7 @@ class KeepSpec(Spec):
 
     @model_validator(mode="after")
     def _of_rows(self) -> Self:
-        if self.moments and self.task in (SYNTHETIC, GENERATED):
+        if self.moments and self.task in WITHOUT_DATA:
             raise ValueError("moments are taken of the rows of a task, not of drawn inputs")
         return self
 

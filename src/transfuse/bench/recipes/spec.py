@@ -12,7 +12,7 @@ from typing import Any, Self
 from ...data.splits import Field, model_validator
 from ...data.tasks import TaskSpec
 from ...report.records import AS_IT_IS, KEPT
-from ...running.unlabelled import GENERATED, SYNTHETIC
+from ...running.unlabelled import WITHOUT_DATA
 from .parts import ORACLE, ModelSpec, Spec
 from .sections import CONTROLS, SECTIONS, CarriedSpec, FewShotSpec, InterpolationSpec, Section, TransportSpec, WorthSpec
 
@@ -114,7 +114,7 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         for method in spec.methods:
             for key in ("inputs", "keep"):
                 given = getattr(method, key)
-                if given is not None and given.task not in (None, SYNTHETIC, GENERATED):
+                if given is not None and given.task not in (None, *WITHOUT_DATA):
                     yield f"{section}.methods.{method.label}.{key}", "task", str(given.task)
         if spec.support is not None:
             yield f"{section}.support", "task", spec.support
